@@ -1,0 +1,318 @@
+/* vgg.h: the book. The contract of every operation of vggnet in plain C11: formula, shapes, aliasing, workspace, statuses.
+ *
+ * Rings: csrc/py -> csrc/ops -> csrc/kernels. A backend is a table of the functions below (struct vgg_backend); the CPU's
+ * is vgg_cpu_backend, and every call from Python goes through a table, so a device is added by registering another one.
+ *
+ * Conventions
+ *   Index notation: y[n][h][w][k] is C-contiguous, last index fastest. n image, h row, w column, c input channel,
+ *   k output channel, r kernel row, s kernel column. Activations are NHWC, convolution weights KRSC, linear weights
+ *   (out, in). Sizes are counted in elements unless a name ends in _bytes.
+ *   Argument order: context, outputs, inputs, shape, options. A pointer documented "or NULL" may be absent.
+ *   Outputs are overwritten and their old contents are never read, unless `beta` is 1, which adds to them.
+ *   Outputs must not overlap inputs unless "may alias" is written. Inputs are never written.
+ *   Any pointer may have the natural alignment of its type; storages made by a backend are 64-byte aligned.
+ *   Zero-sized batches (n == 0) are valid and write nothing but sums (dw, db, loss), which become 0 (beta 0).
+ *   Results are bit-equal for any number of threads and any split of a batch.
+ *   NaN and Inf propagate as IEEE 754 has it.
+ */
+#ifndef VGG_H
+#define VGG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define VGG_MAX_NDIM 8
+
+/* ------------------------------------------------------------------------------------------------ statuses */
+
+enum vgg_status {
+    VGG_OK,
+    VGG_INVALID_ARGUMENT, /* the caller's fault: a shape, a size, a value */
+    VGG_UNSUPPORTED,      /* valid, but this build or device cannot do it */
+    VGG_OUT_OF_MEMORY,
+    VGG_DEVICE,           /* the device or its driver failed */
+    VGG_INTERNAL,         /* ours */
+};
+
+/* Owned by the caller; written only when a function returns something other than VGG_OK. */
+struct vgg_error {
+    enum vgg_status status;
+    char msg[256]; /* "conv2d: w has shape (64, 3, 3, 4); expected (K, 3, 3, 3) because x has 3 channels" */
+};
+
+/* ------------------------------------------------------------------------------------------------ arrays */
+
+enum vgg_dtype { VGG_FLOAT32, VGG_INT64, VGG_UINT8, VGG_DTYPE_COUNT };
+
+/* Borrows for the length of a call: data stays the owner's. Always C-contiguous. */
+struct vgg_array {
+    void *data;
+    enum vgg_dtype dtype;
+    int ndim;
+    size_t shape[VGG_MAX_NDIM];
+};
+
+/* Borrows everything it points to for the length of a call. */
+struct vgg_context {
+    const struct vgg_backend *backend;
+    int device;             /* index within the backend */
+    int threads;            /* most CPU threads the call may use, >= 1 */
+    void *stream;           /* the device's stream; NULL on the CPU */
+    void *workspace;        /* 64-byte aligned scratch of the device, or NULL */
+    size_t workspace_bytes; /* at least what the operation's *_workspace function said */
+    struct vgg_error *error;
+};
+
+/* ------------------------------------------------------------------------------------------------ convolution
+ *
+ * (paper, section 2.1) Stride 1, padding (kernel_size - 1) / 2, so height and width are kept:
+ *
+ *   z[n][h][w][k] = b[k] + sum over r, s, c of x[n][h + r - p][w + s - p][c] * w[k][r][s][c],   p = (kernel_size - 1) / 2
+ *   a = relu ? max(z, 0) : z
+ *   y = pool ? max_pool2d(a) : a                  (see max_pool2d for index)
+ *
+ * Backward, for the same shape, with g the gradient with respect to z:
+ *
+ *   g  = dy                                       without y and index
+ *   g  = dy where y > 0, else 0                   with y: the output of a fused ReLU; same shape as dy
+ *   g  = that, put where index says, else 0       with index: dy, y and index have the pooled shape
+ *   dx[n][h][w][c] = sum over r, s, k of g[n][h - r + p][w - s + p][k] * w[k][r][s][c]
+ *   dw[k][r][s][c] = sum over n, h, w of g[n][h][w][k] * x[n][h + r - p][w + s - p][c]
+ *   db[k]          = sum over n, h, w of g[n][h][w][k]
+ */
+enum vgg_algorithm { VGG_AUTO, VGG_DIRECT, VGG_WINOGRAD2, VGG_WINOGRAD4, VGG_WINOGRAD6, VGG_ALGORITHM_COUNT };
+enum vgg_direction { VGG_FORWARD, VGG_BACKWARD_INPUT, VGG_BACKWARD_WEIGHT, VGG_DIRECTION_COUNT };
+enum vgg_pool { VGG_POOL_NONE, VGG_POOL_FLOOR, VGG_POOL_CEIL };
+
+struct vgg_conv2d {
+    size_t n, h, w, c, k;
+    size_t kernel_size; /* 1 or 3 */
+    bool relu;          /* forward only */
+    enum vgg_pool pool; /* forward: fused max pooling; backward: not VGG_POOL_NONE when index is given */
+    enum vgg_algorithm algorithm;
+};
+
+/* Fill *s from the arrays and check them; b, y and index or NULL. backward_input takes the height and width of the
+ * convolution's input from input_shape (N, H, W, C) or NULL (then they are dy's; needed with index). In backward, s->pool
+ * is what makes dy's height and width from the input's. VGG_INVALID_ARGUMENT names the argument. */
+enum vgg_status vgg_conv2d_check(struct vgg_conv2d *s, const struct vgg_array *x, const struct vgg_array *w,
+                                 const struct vgg_array *b, struct vgg_error *error);
+enum vgg_status vgg_conv2d_backward_input_check(struct vgg_conv2d *s, const struct vgg_array *dy, const struct vgg_array *w,
+                                                const struct vgg_array *y, const struct vgg_array *index,
+                                                const size_t *input_shape, struct vgg_error *error);
+enum vgg_status vgg_conv2d_backward_weight_check(struct vgg_conv2d *s, const struct vgg_array *dy, const struct vgg_array *x,
+                                                 const struct vgg_array *y, const struct vgg_array *index,
+                                                 struct vgg_error *error);
+
+/* What VGG_AUTO takes: a pure function of per-image shape, direction, ISA and whether n is 1. */
+enum vgg_algorithm vgg_conv2d_algorithm(const struct vgg_conv2d *s, enum vgg_direction direction);
+
+/* ------------------------------------------------------------------------------------------------ max pooling
+ *
+ * (paper, section 2.1) 2x2 window, stride 2. y has height h / 2 rounded down (floor) or up (ceil: Caffe's; a window that
+ * hangs over the edge has the elements that exist). index[n][i][j][c] in 0..3 is row-major in the window. The first
+ * maximum wins; if there is a NaN, the first NaN wins. backward: dx[winner] = dy, 0 elsewhere (gathers; no races).
+ */
+struct vgg_max_pool2d {
+    size_t n, h, w, c;
+    bool ceil_mode;
+};
+size_t vgg_pooled(size_t size, bool ceil_mode); /* size / 2, rounded; 0 only for size 0 or (floor) 1 */
+enum vgg_status vgg_max_pool2d_check(struct vgg_max_pool2d *s, const struct vgg_array *x, struct vgg_error *error);
+/* input_shape (N, H, W, C); ceil_mode is told by dy's shape. An index above 3, or one that points outside the input, is
+ * treated as VGG_INVALID_ARGUMENT at run time, and nothing is written out of bounds. */
+enum vgg_status vgg_max_pool2d_backward_check(struct vgg_max_pool2d *s, const struct vgg_array *dy,
+                                              const struct vgg_array *index, const size_t *input_shape,
+                                              struct vgg_error *error);
+
+/* ------------------------------------------------------------------------------------------------ LRN
+ *
+ * (paper, section 2.1, A-LRN; Krizhevsky et al. 2012, section 3.3) over channels, window of `size` (odd) centred on c:
+ *
+ *   s[c] = k + alpha * sum over c' in [c - size/2, c + size/2] of x[c']^2        (the plain sum, not the mean)
+ *   y[c] = x[c] * s[c]^-beta
+ *   dx[c] = dy[c] * s[c]^-beta - 2 alpha beta x[c] * sum over the window of dy[c'] x[c'] s[c']^(-beta - 1)
+ */
+struct vgg_lrn {
+    size_t rows, c; /* rows = n * h * w */
+    size_t size;    /* odd */
+    float alpha, beta, k;
+};
+enum vgg_status vgg_lrn_check(struct vgg_lrn *s, const struct vgg_array *x, const struct vgg_array *dy /* or NULL */,
+                              struct vgg_error *error); /* size, alpha, beta, k are filled by the caller before */
+
+/* ------------------------------------------------------------------------------------------------ linear
+ *
+ *   z[n][o] = b[o] + sum over i of x[n][i] * w[o][i];   y = relu ? max(z, 0) : z
+ *   dx[n][i] = sum over o of dy[n][o] * w[o][i]
+ *   dw[o][i] = sum over n of dy[n][o] * x[n][i];   db[o] = sum over n of dy[n][o]
+ */
+struct vgg_linear {
+    size_t n, in, out;
+    bool relu; /* forward only */
+};
+enum vgg_status vgg_linear_check(struct vgg_linear *s, const struct vgg_array *x, const struct vgg_array *w,
+                                 const struct vgg_array *b, struct vgg_error *error);
+enum vgg_status vgg_linear_backward_input_check(struct vgg_linear *s, const struct vgg_array *dy, const struct vgg_array *w,
+                                                struct vgg_error *error);
+enum vgg_status vgg_linear_backward_weight_check(struct vgg_linear *s, const struct vgg_array *dy, const struct vgg_array *x,
+                                                 struct vgg_error *error);
+
+/* ------------------------------------------------------------------------------------------------ soft-max
+ *
+ *   softmax:        y[n][j] = exp(x[n][j] - m[n]) / sum over j' of exp(x[n][j'] - m[n]),   m[n] = max over j
+ *   cross_entropy:  loss = 1 / normalizer * sum over n of (log sum over j of exp(x[n][j] - m[n]) + m[n] - x[n][label[n]])
+ *                   dlogits[n][j] = (softmax(x)[n][j] - [j == label[n]]) / normalizer
+ *
+ * Stable for logits of any finite size. A label outside 0..c-1 is VGG_INVALID_ARGUMENT; nothing is written then.
+ */
+struct vgg_softmax {
+    size_t rows, c;
+    double normalizer; /* cross_entropy only, > 0 */
+};
+enum vgg_status vgg_softmax_check(struct vgg_softmax *s, const struct vgg_array *x, struct vgg_error *error);
+enum vgg_status vgg_cross_entropy_check(struct vgg_softmax *s, const struct vgg_array *logits, const struct vgg_array *labels,
+                                        struct vgg_error *error); /* normalizer is filled by the caller; 0 means rows */
+
+/* ------------------------------------------------------------------------------------------------ random numbers
+ *
+ * Philox4x32-10 (Salmon et al., SC'11). Key: seed (low word, high word). Counter: { block, purpose, low word of row, high
+ * word of row }; block b gives words 4b .. 4b+3 of (seed, row, purpose). So any number is known from (seed, row, purpose,
+ * position) alone: no generator state, on any device, in any order.
+ * Uniform in [0, 1): (word >> 8) * 2^-24.
+ *
+ *   dropout: y[n][j] = word j of (seed, rows[n], purpose), uniform, < p ? 0 : x[n][j] / (1 - p);   y may alias x
+ *            backward is the same function of dy. 0 <= p < 1; p == 0 copies.
+ */
+struct vgg_dropout {
+    size_t n, c;
+    float p;
+    uint64_t seed;
+    uint32_t purpose;
+};
+enum vgg_status vgg_dropout_check(struct vgg_dropout *s, const struct vgg_array *x, const struct vgg_array *rows,
+                                  struct vgg_error *error); /* p, seed, purpose are filled by the caller */
+
+/* ------------------------------------------------------------------------------------------------ SGD
+ *
+ * (paper, section 3.1; Caffe's rule) for each of `count` parameters:   v = momentum v + lr (g + weight_decay p);   p -= v
+ */
+struct vgg_sgd {
+    float lr, momentum, weight_decay;
+};
+
+/* ------------------------------------------------------------------------------------------------ augmentation
+ *
+ * (paper, section 3.1) image[i], uint8 (height, width, c), to x[i][h][w][c], float32 (size, size):
+ *   x[i][h][w][ch] = image[top + h][left + (mirror ? size - 1 - w : w)][ch] + shift[ch] - mean[ch]
+ */
+struct vgg_crop {
+    const uint8_t *image; /* host memory, C-contiguous (height, width, c) */
+    size_t height, width; /* of the image */
+    size_t top, left;     /* of the crop; top + size <= height, left + size <= width */
+    bool mirror;
+    float shift[4];       /* added to each channel */
+};
+struct vgg_augment {
+    size_t n, size, c; /* c 1..4 */
+    float mean[4];
+};
+
+/* ------------------------------------------------------------------------------------------------ unfold
+ *
+ * Every size x size window (stride 1, no padding) as a row, so that fc6 becomes a convolution (paper, section 3.2):
+ *   y[(n * oh + i) * ow + j][(r * size + s) * c + ch] = x[n][i + r][j + s][ch],   oh = h - size + 1, ow = w - size + 1
+ */
+struct vgg_unfold {
+    size_t n, h, w, c, size;
+};
+enum vgg_status vgg_unfold_check(struct vgg_unfold *s, const struct vgg_array *x, struct vgg_error *error);
+
+/* ------------------------------------------------------------------------------------------------ the backend table */
+
+struct vgg_memory_stats {
+    size_t current_bytes, peak_bytes; /* exactly the bytes asked for, without rounding */
+    size_t allocations;               /* successful ones since the start */
+};
+
+/* Every function returns VGG_OK or fills ctx->error and returns its status. Functions may be called from several threads.
+ * *_workspace functions tell bytes and cannot fail but by overflow. No entry may be NULL. */
+struct vgg_backend {
+    const char *name; /* "cpu", "cuda": the device's name in Python */
+    bool host;        /* data pointers may be read and written by the host */
+    int (*device_count)(void);
+
+    /* memory: 64-byte aligned; bytes may be 0 (then *data is NULL); contents undefined. release takes what allocate got. */
+    enum vgg_status (*allocate)(struct vgg_context *ctx, void **data, size_t bytes);
+    void (*release)(int device, void *data, size_t bytes);
+    enum vgg_status (*upload)(struct vgg_context *ctx, void *to, const void *from_host, size_t bytes);
+    enum vgg_status (*download)(struct vgg_context *ctx, void *to_host, const void *from, size_t bytes); /* waits */
+    enum vgg_status (*copy)(struct vgg_context *ctx, void *to, const void *from, size_t bytes); /* same device */
+    enum vgg_status (*zero)(struct vgg_context *ctx, void *data, size_t bytes);
+    enum vgg_status (*synchronize)(struct vgg_context *ctx);
+    void (*memory_stats)(int device, struct vgg_memory_stats *stats);
+    void (*reset_peak)(int device); /* peak_bytes becomes current_bytes */
+
+    enum vgg_status (*conv2d_workspace)(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s,
+                                        enum vgg_direction direction);
+    enum vgg_status (*conv2d)(struct vgg_context *ctx, float *y, uint8_t *index /* or NULL */, const float *x, const float *w,
+                              const float *b /* or NULL */, const struct vgg_conv2d *s);
+    enum vgg_status (*conv2d_backward_input)(struct vgg_context *ctx, float *dx, const float *dy, const float *w,
+                                             const float *y /* or NULL */, const uint8_t *index /* or NULL */,
+                                             const struct vgg_conv2d *s);
+    enum vgg_status (*conv2d_backward_weight)(struct vgg_context *ctx, float *dw, float *db, const float *dy, const float *x,
+                                              const float *y /* or NULL */, const uint8_t *index /* or NULL */,
+                                              const struct vgg_conv2d *s, int beta);
+
+    enum vgg_status (*max_pool2d)(struct vgg_context *ctx, float *y, uint8_t *index, const float *x,
+                                  const struct vgg_max_pool2d *s);
+    enum vgg_status (*max_pool2d_backward)(struct vgg_context *ctx, float *dx, const float *dy, const uint8_t *index,
+                                           const struct vgg_max_pool2d *s);
+
+    enum vgg_status (*relu)(struct vgg_context *ctx, float *y, const float *x, size_t count); /* y may alias x */
+    /* dx = y > 0 ? dy : 0; dx may alias dy */
+    enum vgg_status (*relu_backward)(struct vgg_context *ctx, float *dx, const float *dy, const float *y, size_t count);
+
+    enum vgg_status (*lrn)(struct vgg_context *ctx, float *y, const float *x, const struct vgg_lrn *s);
+    enum vgg_status (*lrn_backward)(struct vgg_context *ctx, float *dx, const float *dy, const float *x,
+                                    const struct vgg_lrn *s);
+
+    enum vgg_status (*linear_workspace)(struct vgg_context *ctx, size_t *bytes, const struct vgg_linear *s,
+                                        enum vgg_direction direction);
+    enum vgg_status (*linear)(struct vgg_context *ctx, float *y, const float *x, const float *w, const float *b /* or NULL */,
+                              const struct vgg_linear *s);
+    enum vgg_status (*linear_backward_input)(struct vgg_context *ctx, float *dx, const float *dy, const float *w,
+                                             const struct vgg_linear *s);
+    enum vgg_status (*linear_backward_weight)(struct vgg_context *ctx, float *dw, float *db, const float *dy, const float *x,
+                                              const struct vgg_linear *s, int beta);
+
+    enum vgg_status (*softmax)(struct vgg_context *ctx, float *y, const float *x, const struct vgg_softmax *s);
+    enum vgg_status (*cross_entropy)(struct vgg_context *ctx, float *loss, float *dlogits, const float *logits,
+                                     const int64_t *labels, const struct vgg_softmax *s);
+
+    enum vgg_status (*dropout)(struct vgg_context *ctx, float *y, const float *x, const int64_t *rows,
+                               const struct vgg_dropout *s);
+
+    enum vgg_status (*sgd)(struct vgg_context *ctx, float *const *param, float *const *velocity, const float *const *grad,
+                           const size_t *sizes, size_t count, const struct vgg_sgd *s);
+
+    /* grad[d][j] = sum over d' of weight[d'] grad[d'][j] / sum of weights, summed in device order in float64, on every one
+     * of the `devices` contexts (all of this backend). */
+    enum vgg_status (*average)(struct vgg_context *const *ctx, float *const *grad, const double *weight, size_t devices,
+                               size_t size);
+
+    enum vgg_status (*augment)(struct vgg_context *ctx, float *x, const struct vgg_crop *crops, const struct vgg_augment *s);
+    enum vgg_status (*unfold)(struct vgg_context *ctx, float *y, const float *x, const struct vgg_unfold *s);
+
+    /* x[j] from words of (seed, row 0, purpose): normal (mean 0, deviation scale; Box-Muller over word pairs) or uniform in
+     * [-scale, scale). */
+    enum vgg_status (*random_normal)(struct vgg_context *ctx, float *x, size_t count, float scale, uint64_t seed,
+                                     uint32_t purpose);
+    enum vgg_status (*random_uniform)(struct vgg_context *ctx, float *x, size_t count, float scale, uint64_t seed,
+                                      uint32_t purpose);
+};
+
+extern const struct vgg_backend vgg_cpu_backend;
+
+#endif

@@ -1,0 +1,116 @@
+/* vgg_internal.h: what the C rings share among themselves. Nothing here is for a caller of vgg.h. */
+#ifndef VGG_INTERNAL_H
+#define VGG_INTERNAL_H
+
+#include "vgg.h"
+
+#include <stdatomic.h>
+
+/* ------------------------------------------------------------------------------------------------ status (core/status.c) */
+
+/* Fills *error (if not NULL) and returns status, so a check reads `return vgg_fail(error, VGG_INVALID_ARGUMENT, "...")`. */
+enum vgg_status vgg_fail(struct vgg_error *error, enum vgg_status status, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+#define VGG_TRY(expr)                                   \
+    do {                                                \
+        enum vgg_status vgg_try_status = (expr);        \
+        if (vgg_try_status != VGG_OK)                   \
+            return vgg_try_status;                      \
+    } while (0)
+
+/* "(2, 3, 4)" into text[size]; returns text. Long shapes are cut with "...". */
+char *vgg_shape_text(char *text, size_t size, const size_t *shape, int ndim);
+
+/* Each check names the operation and the argument in its message. */
+enum vgg_status vgg_expect_dtype(const char *op, const char *name, const struct vgg_array *a, enum vgg_dtype dtype,
+                                 struct vgg_error *error);
+enum vgg_status vgg_expect_ndim(const char *op, const char *name, const struct vgg_array *a, int ndim,
+                                struct vgg_error *error);
+/* `because` completes "expected (...) because ...". */
+enum vgg_status vgg_expect_shape(const char *op, const char *name, const struct vgg_array *a, const size_t *shape, int ndim,
+                                 const char *because, struct vgg_error *error);
+const char *vgg_dtype_name(enum vgg_dtype dtype);
+size_t vgg_dtype_size(enum vgg_dtype dtype);
+
+/* ------------------------------------------------------------------------------------------------ sizes (header only) */
+
+static inline bool vgg_mul_size(size_t *out, size_t a, size_t b) { return !__builtin_mul_overflow(a, b, out); }
+static inline bool vgg_add_size(size_t *out, size_t a, size_t b) { return !__builtin_add_overflow(a, b, out); }
+/* The product of a shape times an element size; false on overflow of ptrdiff_t. */
+bool vgg_shape_bytes(size_t *bytes, const size_t *shape, int ndim, size_t element_size);
+static inline size_t vgg_ceil_div(size_t a, size_t b) { return a / b + (a % b != 0); }
+static inline size_t vgg_min_size(size_t a, size_t b) { return a < b ? a : b; }
+static inline size_t vgg_max_size(size_t a, size_t b) { return a > b ? a : b; }
+static inline size_t vgg_align64(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
+
+/* ------------------------------------------------------------------------------------------------ memory (core/memory.c) */
+
+/* The one place that takes memory from the system: 64-byte aligned, counted. NULL when it fails (or was told to). */
+void *vgg_allocate(size_t bytes);
+void vgg_release(void *data, size_t bytes); /* the bytes that were asked for */
+void vgg_allocation_stats(struct vgg_memory_stats *stats);
+void vgg_allocation_reset_peak(void);
+/* Test hook: the n-th allocation from now (1 is the next) fails, once; 0 switches it off. */
+void vgg_fail_allocation(size_t n);
+
+/* ------------------------------------------------------------------------------------------------ threads (core/threads.c) */
+
+/* Runs body(argument, task, thread) for each task in 0..tasks-1 on at most `threads` threads, thread in 0..threads-1 being
+ * this call's own number of the thread. Which thread takes which task is not fixed: a result must not depend on it. Returns
+ * when all are done. Tasks may not call vgg_parallel_for. Callers from several threads are served one at a time by the
+ * pool; a caller that finds it busy runs its tasks itself. Idle threads sleep. Works in a child after fork. */
+void vgg_parallel_for(int threads, size_t tasks, void (*body)(void *argument, size_t task, int thread), void *argument);
+void vgg_set_num_threads(int threads); /* >= 1 */
+int vgg_get_num_threads(void);         /* default: VGGNET_NUM_THREADS, else the CPUs this process may run on */
+
+/* ------------------------------------------------------------------------------------------------ CPU (core/cpu.c) */
+
+enum vgg_isa { VGG_ISA_SCALAR, VGG_ISA_AVX2, VGG_ISA_AVX512, VGG_ISA_COUNT };
+const char *vgg_isa_name(enum vgg_isa isa);
+enum vgg_isa vgg_isa_best(void); /* what CPUID and XGETBV allow */
+size_t vgg_l2_bytes(void);       /* of one core; a default where the system does not say */
+
+/* ------------------------------------------------------------------------------------------------ kernels (kernels/kernels.c) */
+
+/* One call of the GEMM microkernel: a tile of C, mr rows (at most the kernel's) by nr columns (the kernel's, or fewer).
+ *
+ *   acc[i][j] = sum over run t < runs, p < k of a[t * a_run + i * a_row + p * a_col] * b[t * b_run + p * NR + j]
+ *   c[i * c_row + j] = epilogue(acc[i][j] + (beta ? c[i * c_row + j] : 0) + (bias ? bias[j] : 0)),  epilogue = relu ? max(., 0) : .
+ *
+ * B is packed in panels of NR columns, rows of a panel NR floats apart; all NR columns are readable (zero-padded), whatever
+ * nr is. A is read in place through strides, so an image row, a weight matrix and a packed panel all serve as A. */
+struct vgg_gemm_tile {
+    size_t mr, nr;
+    size_t runs, k;
+    const float *a;
+    size_t a_run, a_row, a_col;
+    const float *b;
+    size_t b_run;
+    float *c;
+    size_t c_row;
+    const float *bias; /* nr values, or NULL */
+    bool beta, relu;
+};
+
+/* A row of kernels.def: the kernel, its ISA and its tile. */
+struct vgg_gemm_kernel {
+    const char *name; /* "vgg_sgemm_6x16__avx2" */
+    enum vgg_isa isa;
+    size_t mr, nr;
+    void (*run)(const struct vgg_gemm_tile *tile);
+};
+
+/* The kernel in use: chosen once by vgg_kernels_init, never below scalar. */
+const struct vgg_gemm_kernel *vgg_gemm(void);
+enum vgg_isa vgg_isa_selected(void);
+/* Caps the choice. "" or NULL: the best. VGG_INVALID_ARGUMENT for an unknown name, VGG_UNSUPPORTED for one the CPU lacks. */
+enum vgg_status vgg_kernels_init(const char *isa, struct vgg_error *error);
+/* The whole table, for build_info and the tests; *count rows. Operations count their use of a kernel in `uses`. */
+const struct vgg_gemm_kernel *vgg_kernels(size_t *count);
+size_t vgg_kernel_uses(const struct vgg_gemm_kernel *kernel);
+void vgg_kernel_count_use(const struct vgg_gemm_kernel *kernel);
+
+/* ------------------------------------------------------------------------------------------------ Philox (core/philox.h) */
+
+#endif

@@ -1,0 +1,240 @@
+"""Types of the C extension; the functions of section "operations" are public as vggnet.ops."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Dtype: TypeAlias = Literal["float32", "int64", "uint8"]
+Direction: TypeAlias = Literal["forward", "backward_input", "backward_weight"]
+Algorithm: TypeAlias = Literal["auto", "direct", "winograd2", "winograd4", "winograd6"]
+Pool: TypeAlias = bool | Literal["floor", "ceil"]
+Shape: TypeAlias = Sequence[int]
+ArrayLike: TypeAlias = Any
+
+class VggError(Exception): ...
+class DeviceError(VggError, RuntimeError): ...
+class WeightsError(VggError, ValueError): ...
+class ImageError(VggError, ValueError): ...
+
+class Storage:
+    """Owns bytes on one device. Made by tensors; tells the version that in-place operations bump."""
+
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+
+class Tensor:
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> Dtype: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def storage(self) -> Storage: ...
+    @property
+    def readonly(self) -> bool: ...
+    def numpy(self) -> npt.NDArray[Any]: ...
+    def to(self, device: str | None = None, dtype: Dtype | None = None) -> Tensor: ...
+    def copy_(self, obj: ArrayLike) -> Tensor: ...
+    def reshape(self, shape: Shape) -> Tensor: ...
+    def view(self, offset: int, shape: Shape, dtype: Dtype) -> Tensor: ...
+    def freeze_views(self) -> Tensor: ...
+    def item(self) -> float | int: ...
+    def __float__(self) -> float: ...
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: Any = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+# ---- tensors
+def tensor(obj: ArrayLike, dtype: Dtype | None = None, device: str = "cpu") -> Tensor: ...
+def from_dlpack(obj: Any) -> Tensor: ...
+def empty(shape: Shape | int, dtype: Dtype = "float32", device: str = "cpu") -> Tensor: ...
+def zeros(shape: Shape | int, dtype: Dtype = "float32", device: str = "cpu") -> Tensor: ...
+
+# ---- operations
+def conv2d(
+    x: ArrayLike,
+    w: ArrayLike,
+    b: ArrayLike | None = None,
+    *,
+    relu: bool = False,
+    pool: Pool = False,
+    algorithm: Algorithm = "auto",
+    out: Any = None,
+    workspace: Tensor | None = None,
+) -> Any: ...
+def conv2d_backward_input(
+    dy: ArrayLike,
+    w: ArrayLike,
+    *,
+    y: ArrayLike | None = None,
+    index: ArrayLike | None = None,
+    input_shape: Shape | None = None,
+    algorithm: Algorithm = "auto",
+    out: Tensor | None = None,
+    workspace: Tensor | None = None,
+) -> Tensor: ...
+def conv2d_backward_weight(
+    dy: ArrayLike,
+    x: ArrayLike,
+    kernel_size: int = 3,
+    *,
+    y: ArrayLike | None = None,
+    index: ArrayLike | None = None,
+    algorithm: Algorithm = "auto",
+    out: tuple[Tensor, Tensor] | None = None,
+    accumulate: bool = False,
+    workspace: Tensor | None = None,
+) -> tuple[Tensor, Tensor]: ...
+def conv2d_algorithm(
+    x_shape: Shape, w_shape: Shape, direction: Direction = "forward", *, pool: Pool = False
+) -> Algorithm: ...
+def conv2d_workspace(
+    x_shape: Shape,
+    w_shape: Shape,
+    direction: Direction = "forward",
+    *,
+    pool: Pool = False,
+    algorithm: Algorithm = "auto",
+    device: str = "cpu",
+) -> int: ...
+def max_pool2d(
+    x: ArrayLike, *, ceil_mode: bool = False, out: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]: ...
+def max_pool2d_backward(
+    dy: ArrayLike, index: ArrayLike, input_shape: Shape, *, out: Tensor | None = None
+) -> Tensor: ...
+def relu(x: ArrayLike, *, out: Tensor | None = None) -> Tensor: ...
+def relu_backward(dy: ArrayLike, y: ArrayLike, *, out: Tensor | None = None) -> Tensor: ...
+def lrn(
+    x: ArrayLike,
+    size: int = 5,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 2.0,
+    *,
+    out: Tensor | None = None,
+) -> Tensor: ...
+def lrn_backward(
+    dy: ArrayLike,
+    x: ArrayLike,
+    size: int = 5,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 2.0,
+    *,
+    out: Tensor | None = None,
+) -> Tensor: ...
+def linear(
+    x: ArrayLike,
+    w: ArrayLike,
+    b: ArrayLike | None = None,
+    *,
+    relu: bool = False,
+    out: Tensor | None = None,
+    workspace: Tensor | None = None,
+) -> Tensor: ...
+def linear_backward_input(
+    dy: ArrayLike, w: ArrayLike, *, out: Tensor | None = None, workspace: Tensor | None = None
+) -> Tensor: ...
+def linear_backward_weight(
+    dy: ArrayLike,
+    x: ArrayLike,
+    *,
+    out: tuple[Tensor, Tensor] | None = None,
+    accumulate: bool = False,
+    workspace: Tensor | None = None,
+) -> tuple[Tensor, Tensor]: ...
+def linear_workspace(
+    rows: int,
+    in_features: int,
+    out_features: int,
+    direction: Direction = "forward",
+    *,
+    device: str = "cpu",
+) -> int: ...
+def dropout(
+    x: ArrayLike,
+    p: float,
+    seed: int,
+    rows: ArrayLike,
+    purpose: int = 0,
+    *,
+    out: Tensor | None = None,
+) -> Tensor: ...
+def dropout_backward(
+    dy: ArrayLike,
+    p: float,
+    seed: int,
+    rows: ArrayLike,
+    purpose: int = 0,
+    *,
+    out: Tensor | None = None,
+) -> Tensor: ...
+def softmax(x: ArrayLike, *, out: Tensor | None = None) -> Tensor: ...
+def cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    normalizer: float | None = None,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]: ...
+def sgd_(
+    param: Tensor | Sequence[Tensor],
+    grad: Tensor | Sequence[Tensor],
+    velocity: Tensor | Sequence[Tensor],
+    lr: float,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+) -> None: ...
+def average_gradients_(
+    lists_of_tensors: Sequence[Sequence[Tensor]], *, weights: Sequence[float] | None = None
+) -> None: ...
+def augment(
+    images: Sequence[npt.NDArray[np.uint8]],
+    crops: npt.NDArray[np.int64],
+    size: int,
+    mean: Sequence[float],
+    *,
+    shift: npt.NDArray[np.float32] | None = None,
+    device: str = "cpu",
+    out: Tensor | None = None,
+) -> Tensor: ...
+def unfold(x: ArrayLike, size: int, *, out: Tensor | None = None) -> Tensor: ...
+def random_normal_(x: Tensor, scale: float, seed: int, purpose: int) -> None: ...
+def random_uniform_(x: Tensor, scale: float, seed: int, purpose: int) -> None: ...
+def random_bits(seed: int, rows: ArrayLike, purpose: int, count: int) -> npt.NDArray[np.uint32]: ...
+
+# ---- the machine
+def build_info() -> dict[str, Any]: ...
+def set_num_threads(n: int) -> None: ...
+def get_num_threads() -> int: ...
+def kernels() -> list[dict[str, Any]]: ...
+def devices() -> list[str]: ...
+def memory_stats(device: str = "cpu") -> dict[str, int]: ...
+def reset_peak_memory(device: str = "cpu") -> None: ...
+def register_backend(capsule: Any) -> None: ...
+
+# ---- for the tests
+def _select_isa(name: str) -> str: ...
+def _fail_allocation(n: int) -> None: ...
