@@ -274,6 +274,9 @@ struct vgg_backend {
     /* dx = y > 0 ? dy : 0; dx may alias dy */
     enum vgg_status (*relu_backward)(struct vgg_context *ctx, float *dx, const float *dy, const float *y, size_t count);
 
+    /* y[j] += x[j]: where two gradients meet */
+    enum vgg_status (*add)(struct vgg_context *ctx, float *y, const float *x, size_t count);
+
     enum vgg_status (*lrn)(struct vgg_context *ctx, float *y, const float *x, const struct vgg_lrn *s);
     enum vgg_status (*lrn_backward)(struct vgg_context *ctx, float *dx, const float *dy, const float *x,
                                     const struct vgg_lrn *s);

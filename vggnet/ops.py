@@ -1,0 +1,63 @@
+"""Operations on tensors, forward and backward. Contracts: csrc/vgg.h; each docstring has shapes, errors and source.
+
+Inputs are a `Tensor` or anything `vggnet.tensor` takes (float32 C-contiguous arrays are borrowed, never copied and never
+written). Results are new tensors on the inputs' device, or go into ``out=``. Names ending in ``_`` write in place.
+"""
+
+from ._C import (
+    add_,
+    augment,
+    average_gradients_,
+    conv2d,
+    conv2d_algorithm,
+    conv2d_backward_input,
+    conv2d_backward_weight,
+    conv2d_workspace,
+    cross_entropy,
+    dropout,
+    dropout_backward,
+    linear,
+    linear_backward_input,
+    linear_backward_weight,
+    linear_workspace,
+    lrn,
+    lrn_backward,
+    max_pool2d,
+    max_pool2d_backward,
+    random_normal_,
+    random_uniform_,
+    relu,
+    relu_backward,
+    sgd_,
+    softmax,
+    unfold,
+)
+
+__all__ = [
+    "add_",
+    "augment",
+    "average_gradients_",
+    "conv2d",
+    "conv2d_algorithm",
+    "conv2d_backward_input",
+    "conv2d_backward_weight",
+    "conv2d_workspace",
+    "cross_entropy",
+    "dropout",
+    "dropout_backward",
+    "linear",
+    "linear_backward_input",
+    "linear_backward_weight",
+    "linear_workspace",
+    "lrn",
+    "lrn_backward",
+    "max_pool2d",
+    "max_pool2d_backward",
+    "random_normal_",
+    "random_uniform_",
+    "relu",
+    "relu_backward",
+    "sgd_",
+    "softmax",
+    "unfold",
+]
