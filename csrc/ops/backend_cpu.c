@@ -1,0 +1,132 @@
+/* ops/backend_cpu.c: the CPU's backend table, and its memory entries. */
+#include "cpu.h"
+
+#include <string.h>
+
+/* Several nets in one process may each have a share of the threads, but memory is one: one device. */
+int vgg_cpu_device_count(void)
+{
+    return 1;
+}
+
+enum vgg_status vgg_cpu_allocate(struct vgg_context *ctx, void **data, size_t bytes)
+{
+    *data = NULL;
+    if (bytes == 0)
+        return VGG_OK;
+    *data = vgg_allocate(bytes);
+    if (*data == NULL)
+        return vgg_fail(ctx->error, VGG_OUT_OF_MEMORY, "cannot allocate %zu bytes on device cpu", bytes);
+    return VGG_OK;
+}
+
+void vgg_cpu_release(int device, void *data, size_t bytes)
+{
+    (void)device;
+    if (data != NULL)
+        vgg_release(data, bytes);
+}
+
+/* Copying is parallel for the page faults of fresh memory, which cost more than the bytes. */
+enum { COPY_CHUNK = 1 << 20 };
+
+struct transfer {
+    unsigned char *to;
+    const unsigned char *from; /* NULL writes zeros */
+    size_t bytes;
+};
+
+static void transfer_chunk(void *argument, size_t task, int thread)
+{
+    (void)thread;
+    const struct transfer *t = argument;
+    size_t end, begin = vgg_chunk(&end, task, COPY_CHUNK, t->bytes);
+    if (t->from == NULL)
+        memset(t->to + begin, 0, end - begin);
+    else
+        memcpy(t->to + begin, t->from + begin, end - begin);
+}
+
+static enum vgg_status transfer(const struct vgg_context *ctx, void *to, const void *from, size_t bytes)
+{
+    struct transfer t = {to, from, bytes};
+    int threads = bytes < 4 * (size_t)COPY_CHUNK ? 1 : ctx->threads;
+    vgg_parallel_for(threads, vgg_ceil_div(bytes, COPY_CHUNK), transfer_chunk, &t);
+    return VGG_OK;
+}
+
+enum vgg_status vgg_cpu_upload(struct vgg_context *ctx, void *to, const void *from_host, size_t bytes)
+{
+    return transfer(ctx, to, from_host, bytes);
+}
+
+enum vgg_status vgg_cpu_download(struct vgg_context *ctx, void *to_host, const void *from, size_t bytes)
+{
+    return transfer(ctx, to_host, from, bytes);
+}
+
+enum vgg_status vgg_cpu_copy(struct vgg_context *ctx, void *to, const void *from, size_t bytes)
+{
+    return transfer(ctx, to, from, bytes);
+}
+
+enum vgg_status vgg_cpu_zero(struct vgg_context *ctx, void *data, size_t bytes)
+{
+    return transfer(ctx, data, NULL, bytes);
+}
+
+enum vgg_status vgg_cpu_synchronize(struct vgg_context *ctx)
+{
+    (void)ctx; /* every call has finished when it returns */
+    return VGG_OK;
+}
+
+void vgg_cpu_memory_stats(int device, struct vgg_memory_stats *stats)
+{
+    (void)device;
+    vgg_allocation_stats(stats);
+}
+
+void vgg_cpu_reset_peak(int device)
+{
+    (void)device;
+    vgg_allocation_reset_peak();
+}
+
+const struct vgg_backend vgg_cpu_backend = {
+    .name = "cpu",
+    .host = true,
+    .device_count = vgg_cpu_device_count,
+    .allocate = vgg_cpu_allocate,
+    .release = vgg_cpu_release,
+    .upload = vgg_cpu_upload,
+    .download = vgg_cpu_download,
+    .copy = vgg_cpu_copy,
+    .zero = vgg_cpu_zero,
+    .synchronize = vgg_cpu_synchronize,
+    .memory_stats = vgg_cpu_memory_stats,
+    .reset_peak = vgg_cpu_reset_peak,
+    .conv2d_workspace = vgg_cpu_conv2d_workspace,
+    .conv2d = vgg_cpu_conv2d,
+    .conv2d_backward_input = vgg_cpu_conv2d_backward_input,
+    .conv2d_backward_weight = vgg_cpu_conv2d_backward_weight,
+    .max_pool2d = vgg_cpu_max_pool2d,
+    .max_pool2d_backward = vgg_cpu_max_pool2d_backward,
+    .relu = vgg_cpu_relu,
+    .relu_backward = vgg_cpu_relu_backward,
+    .lrn = vgg_cpu_lrn,
+    .lrn_backward = vgg_cpu_lrn_backward,
+    .linear_workspace = vgg_cpu_linear_workspace,
+    .linear = vgg_cpu_linear,
+    .linear_backward_input = vgg_cpu_linear_backward_input,
+    .linear_backward_weight = vgg_cpu_linear_backward_weight,
+    .softmax = vgg_cpu_softmax,
+    .cross_entropy = vgg_cpu_cross_entropy,
+    .dropout = vgg_cpu_dropout,
+    .sgd = vgg_cpu_sgd,
+    .average = vgg_cpu_average,
+    .augment = vgg_cpu_augment,
+    .unfold = vgg_cpu_unfold,
+    .random_normal = vgg_cpu_random_normal,
+    .random_uniform = vgg_cpu_random_uniform,
+};
