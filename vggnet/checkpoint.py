@@ -1,0 +1,174 @@
+"""Weights on disk: safetensors files that are written whole or not at all, and the checkpoints of a training run.
+
+Every file carries the SHA-256 of its contents (names, types, shapes, bytes and metadata), so a file that a full disk, a
+crash or a bad copy damaged is named, never loaded. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ._C import WeightsError
+
+log = logging.getLogger("vggnet")
+
+# The whole metadata of a file is one JSON text under this key: safetensors writes the keys of its metadata in an order that
+# changes from call to call, and equal contents should make equal files.
+METADATA_KEY = "vggnet"
+CHECKSUM_KEY = "sha256"
+
+Array = npt.NDArray[Any]
+
+
+def write_tensors(path: str | os.PathLike[str], arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
+    """Write named arrays and text to a safetensors file, atomically.
+
+    The file is written beside `path`, flushed to the disk and renamed over it, so `path` holds the old contents or the
+    new ones, whole, whatever happens in between. Equal contents make equal files.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The file to make or replace; its directory must exist.
+    arrays : mapping of str to ndarray
+        Written in the order of safetensors (by type, then name). C-contiguous arrays are hashed and written from where they
+        lie, without a copy.
+    metadata : mapping of str to str
+        Kept with the arrays and covered by the checksum; "sha256" is added.
+
+    Raises
+    ------
+    OSError
+        When the file cannot be written; `path` is then as it was.
+    """
+    path = Path(path)
+    contents = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    checksum = _checksum(((name, contents[name]) for name in sorted(contents)), metadata)
+    text = json.dumps({**metadata, CHECKSUM_KEY: checksum}, sort_keys=True)
+
+    def write(temporary: str) -> None:
+        try:
+            save_file(contents, temporary, {METADATA_KEY: text})
+        except SafetensorError as error:
+            raise OSError(f"cannot write {path}: {error}") from error
+
+    _replace(path, write)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file atomically, as `write_tensors` does."""
+    _replace(Path(path), lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+
+
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str]]:
+    """Read a safetensors file; a checksum, when the file has one, is verified.
+
+    Returns
+    -------
+    arrays : dict of str to ndarray
+        Sorted by name; the arrays are the caller's own.
+    metadata : dict of str to str
+        As given to `write_tensors`, "sha256" included; files of other programs: their metadata as it is.
+
+    Raises
+    ------
+    FileNotFoundError
+    WeightsError
+        When the file is no safetensors file, is cut short, or its contents do not match its checksum.
+    """
+    with _open(path) as (file, metadata):
+        arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    _verify(path, arrays.items(), metadata)
+    return arrays, metadata
+
+
+@contextlib.contextmanager
+def _open(path: str | os.PathLike[str]) -> Iterator[tuple[Any, dict[str, str]]]:
+    """Open a safetensors file for reading one array at a time; format errors become WeightsError."""
+    path = Path(path)
+    if not path.is_file():  # safetensors' own message does not name the file
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = dict(file.metadata() or {})
+            if METADATA_KEY in metadata:
+                metadata = json.loads(metadata[METADATA_KEY])
+                if CHECKSUM_KEY not in metadata:
+                    raise WeightsError(f"{path}: its checksum is missing; it is damaged: use another copy")
+            yield file, metadata
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{path}: {_what_is_wrong(path)} ({error})") from error
+
+
+def _what_is_wrong(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(64).lstrip()
+    if start.startswith(b"version https://git-lfs"):
+        return "this is a Git LFS pointer, not the weights: fetch the file itself (git lfs pull)"
+    if start.startswith(b"<"):
+        return "this is an HTML or XML page, not weights: the download failed; get the file again"
+    return "not a readable safetensors file, or cut short; get or make it again"
+
+
+def _checksum(arrays: Iterable[tuple[str, Array]], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name, array in arrays:
+        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8))  # a view: nothing is copied
+    return digest.hexdigest()
+
+
+def _verify(path: object, arrays: Iterable[tuple[str, Array]], metadata: Mapping[str, str]) -> None:
+    rest = dict(metadata)
+    expected = rest.pop(CHECKSUM_KEY, None)
+    if expected is not None and _checksum(arrays, rest) != expected:
+        raise WeightsError(f"{path}: the contents do not match the SHA-256 in the file; it is damaged: use another copy")
+
+
+def _replace(path: Path, write: Callable[[str], object]) -> None:
+    """Let `write` make a temporary file in `path`'s directory, put it on the disk, rename it to `path`."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path.name}: no such directory: {path.parent}")
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    try:
+        write(temporary)
+        os.chmod(temporary, path.stat().st_mode & 0o7777 if path.exists() else 0o666 & ~_umask())
+        _sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    _sync(path.parent)  # the rename itself
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _sync(path: str | os.PathLike[str]) -> None:
+    if os.name == "nt" and os.path.isdir(path):  # Windows cannot open a directory
+        return
+    handle = os.open(path, os.O_RDWR if os.path.isfile(path) else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
