@@ -33,7 +33,9 @@ CHECKSUM_KEY = "sha256"
 Array = npt.NDArray[Any]
 
 
-def write_tensors(path: str | os.PathLike[str], arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
+def write_tensors(
+    path: str | os.PathLike[str], arrays: Mapping[str, Array], metadata: Mapping[str, str]
+) -> None:
     """Write named arrays and text to a safetensors file, atomically.
 
     The file is written beside `path`, flushed to the disk and renamed over it, so `path` holds the old contents or the
@@ -90,7 +92,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[s
         When the file is no safetensors file, is cut short, or its contents do not match its checksum.
     """
     with _open(path) as (file, metadata):
-        arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        arrays = dict(_arrays(path, file))
     _verify(path, arrays.items(), metadata)
     return arrays, metadata
 
@@ -109,10 +111,24 @@ def _open(path: str | os.PathLike[str]) -> Iterator[tuple[Any, dict[str, str]]]:
                 if CHECKSUM_KEY not in metadata:
                     raise WeightsError(f"{path}: its checksum is missing; it is damaged: use another copy")
             yield file, metadata
-    except (SafetensorError, ValueError, TypeError, KeyError) as error:
-        if isinstance(error, WeightsError):
-            raise
+    except (SafetensorError, json.JSONDecodeError) as error:
         raise WeightsError(f"{path}: {_what_is_wrong(path)} ({error})") from error
+
+
+def _arrays(path: object, file: Any) -> Iterator[tuple[str, Array]]:
+    """Name and array of each entry, sorted by name, one at a time."""
+    for name in sorted(file.keys()):
+        try:
+            array = file.get_tensor(name)
+        except (
+            TypeError,
+            AttributeError,
+        ) as error:  # what safetensors raises for bfloat16 and the float8 types
+            kind = file.get_slice(name).get_dtype()
+            raise WeightsError(
+                f"{path}: {name} has type {kind}, which NumPy lacks; save it as float32"
+            ) from error
+        yield name, array
 
 
 def _what_is_wrong(path: Path) -> str:
@@ -137,7 +153,9 @@ def _verify(path: object, arrays: Iterable[tuple[str, Array]], metadata: Mapping
     rest = dict(metadata)
     expected = rest.pop(CHECKSUM_KEY, None)
     if expected is not None and _checksum(arrays, rest) != expected:
-        raise WeightsError(f"{path}: the contents do not match the SHA-256 in the file; it is damaged: use another copy")
+        raise WeightsError(
+            f"{path}: the contents do not match the SHA-256 in the file; it is damaged: use another copy"
+        )
 
 
 def _replace(path: Path, write: Callable[[str], object]) -> None:
@@ -172,3 +190,118 @@ def _sync(path: str | os.PathLike[str]) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class Checkpoints:
+    """The checkpoints of one training run, in one directory.
+
+    A checkpoint is a safetensors file ``checkpoint-<iteration>.safetensors``: the parameters under their names, their
+    velocities under ``velocity/<name>``, and everything else a run needs to go on bit for bit as text in the metadata.
+
+    Parameters
+    ----------
+    directory : str or os.PathLike
+        Made when it does not exist.
+    keep : int
+        How many to keep, the newest ones.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], *, keep: int = 2) -> None:
+        if keep < 1:
+            raise ValueError(f"keep is {keep}; expected at least 1 checkpoint")
+        self.directory = Path(directory)
+        self.keep = keep
+        self.directory.mkdir(parents=True, exist_ok=True)
+
+    def paths(self) -> list[Path]:
+        """The checkpoints, newest first."""
+        return sorted(self.directory.glob(_PATTERN), reverse=True)  # the digits of the iterations are padded
+
+    def save(
+        self,
+        iteration: int,
+        parameters: Mapping[str, Any],
+        velocities: Mapping[str, Any],
+        metadata: Mapping[str, str],
+    ) -> Path:
+        """Write the checkpoint of `iteration`, then remove all but the `keep` newest.
+
+        Parameters
+        ----------
+        iteration : int
+            Updates made since the start of the run.
+        parameters, velocities : mapping of str to Tensor
+            With equal names. Tensors on the CPU are hashed and written from where they lie.
+        metadata : mapping of str to str
+        """
+        for stale in self.directory.glob(f".{_PATTERN}.*.tmp"):  # of a process that was killed while it wrote
+            stale.unlink(missing_ok=True)
+        path = self.directory / f"checkpoint-{iteration:010d}.safetensors"
+        arrays = {name: np.asarray(tensor) for name, tensor in parameters.items()}
+        arrays |= {VELOCITY + name: np.asarray(tensor) for name, tensor in velocities.items()}
+        write_tensors(path, arrays, metadata)
+        for old in self.paths()[self.keep :]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def newest(self) -> tuple[Path, dict[str, str]] | None:
+        """The newest checkpoint whose contents match its checksum, and its metadata; None when there are no checkpoints.
+
+        Damaged ones are renamed to ``*.damaged`` and logged.
+
+        Raises
+        ------
+        WeightsError
+            When there are checkpoints and every one is damaged.
+        """
+        damaged = None
+        for path in self.paths():
+            try:
+                return path, verify_tensors(path)
+            except WeightsError as error:
+                damaged = error
+                log.warning("skipped a damaged checkpoint, kept as %s.damaged: %s", path.name, error)
+                path.rename(path.with_name(path.name + ".damaged"))
+        if damaged is not None:
+            raise WeightsError(
+                f"{self.directory}: every checkpoint is damaged; start again in another directory"
+            ) from damaged
+        return None
+
+
+VELOCITY = "velocity/"
+_PATTERN = "checkpoint-*.safetensors"
+
+
+def verify_tensors(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Verify the checksum of a file, one array in memory at a time, and return the metadata. Raises as `read_tensors`."""
+    with _open(path) as (file, metadata):
+        _verify(path, _arrays(path, file), metadata)
+    return metadata
+
+
+def restore_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Any]) -> None:
+    """Copy the arrays of a file into tensors that exist, one at a time; the file has been verified before.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+    tensors : mapping of str to Tensor
+        Exactly the names and shapes of the file.
+
+    Raises
+    ------
+    WeightsError
+        When names or shapes differ; nothing has been written then.
+    """
+    with _open(path) as (file, _):
+        names = set(file.keys())
+        for name in sorted(names ^ tensors.keys()):
+            where = "the file has no" if name in tensors else "the model has no"
+            raise WeightsError(f"{path}: {where} {name}; it is of another network")
+        for name, tensor in tensors.items():
+            shape = tuple(file.get_slice(name).get_shape())
+            if shape != tuple(tensor.shape):
+                raise WeightsError(f"{path}: {name} has shape {shape}; expected {tuple(tensor.shape)}")
+        for name, tensor in tensors.items():
+            tensor.copy_(file.get_tensor(name))
