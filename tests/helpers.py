@@ -1,0 +1,98 @@
+"""What every kernel call in the tests goes through: poisoned outputs and workspace, guard bytes, inputs left alone."""
+
+import numpy as np
+from vggnet import _C
+
+GUARD_BYTES = 256
+GUARD = 0xA5
+
+
+class Guarded:
+    """A tensor in the middle of an arena whose other bytes are 0xA5, up to the byte after the tensor's last.
+
+    float32 is filled with NaN, which shows in the result if it is read; other types with 0xA5.
+    """
+
+    def __init__(self, shape, dtype="float32", value=None):
+        item = {"float32": 4, "int64": 8, "uint8": 1}[dtype]
+        self.nbytes = int(np.prod(shape, dtype=np.int64)) * item
+        self.arena = _C.empty((GUARD_BYTES + self.nbytes + GUARD_BYTES,), "uint8")
+        self.arena.numpy()[:] = GUARD
+        self.tensor = self.arena.view(GUARD_BYTES, shape, dtype)
+        if value is not None:
+            self.tensor.numpy()[...] = value
+        elif dtype == "float32":
+            self.tensor.numpy()[...] = np.nan
+
+    def check(self, what="output"):
+        around = self.arena.numpy()
+        assert (around[:GUARD_BYTES] == GUARD).all(), f"{what}: written below its first byte"
+        assert (around[GUARD_BYTES + self.nbytes :] == GUARD).all(), f"{what}: written beyond its last byte"
+
+    def numpy(self):
+        """A copy, after looking at the guards."""
+        self.check()
+        return self.tensor.numpy().copy()
+
+
+def unaligned(a, floats=1):
+    """A C-contiguous copy whose first byte is `floats` floats (or items) off a 64-byte boundary."""
+    a = np.ascontiguousarray(a)
+    buffer = np.empty(a.nbytes + 192, np.uint8)
+    start = -buffer.ctypes.data % 64 + floats * a.itemsize
+    out = buffer[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
+    out[...] = a
+    return out
+
+
+def call(op, *inputs, out, workspace=None, offset=1, **options):
+    """op(*inputs, **options) into guarded, poisoned outputs, with poisoned guarded workspace; -> NumPy copies.
+
+    inputs, and options that are arrays, are laid `offset` items off alignment and must come back unchanged. out: a shape,
+    or a list of (shape, dtype) or (shape, dtype, value) for a tuple. workspace: bytes.
+    """
+    single = not isinstance(out, list)
+    guarded = [Guarded(out)] if single else [Guarded(*spec) for spec in out]
+    laid = [unaligned(a, offset) if isinstance(a, np.ndarray) else a for a in inputs]
+    laid_options = {k: unaligned(v, offset) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    if workspace is not None:
+        scratch = Guarded((workspace,), "uint8")
+        laid_options["workspace"] = scratch.tensor
+    tensors = tuple(g.tensor for g in guarded)
+    result = op(*laid, out=tensors[0] if single else tensors, **laid_options)
+    for got, tensor in zip((result,) if single else result, tensors, strict=True):
+        assert got.shape == tensor.shape and got.dtype == tensor.dtype
+        assert (
+            got.storage is tensor.storage or np.shares_memory(got.numpy(), tensor.numpy()) or not got.nbytes
+        )
+    if workspace is not None:
+        scratch.check("workspace")
+    before = [a for a in inputs if isinstance(a, np.ndarray)]
+    before += [v for v in options.values() if isinstance(v, np.ndarray)]
+    after = [a for a in laid if isinstance(a, np.ndarray)]
+    after += [laid_options[k] for k, v in options.items() if isinstance(v, np.ndarray)]
+    for a, b in zip(before, after, strict=True):
+        assert a.tobytes() == b.tobytes(), "an input was written to"
+    return guarded[0].numpy() if single else tuple(g.numpy() for g in guarded)
+
+
+def available_isas():
+    return list(_C.build_info()["isa_available"])
+
+
+def survives_failed_allocations(function, most=200):
+    """function() with its first, second, ... allocation made to fail, until it runs through: MemoryError each time before,
+    and nothing leaked. -> how many allocations it makes."""
+    function()
+    for n in range(1, most):
+        before = _C.memory_stats()["current_bytes"]
+        _C._fail_allocation(n)
+        try:
+            function()
+        except MemoryError:
+            assert _C.memory_stats()["current_bytes"] == before, f"allocation {n} failed and bytes leaked"
+            continue
+        finally:
+            _C._fail_allocation(0)
+        return n - 1
+    raise AssertionError(f"still failing after {most} allocations")
