@@ -1,8 +1,8 @@
 """Fixtures of all tests, and the report of what never ran.
 
-At the end of a session the kernels and devices that nothing used are printed. When the whole suite ran (pytest without a
-selection), they must be those of never_ran.json for the best ISA of this CPU; otherwise the session fails: a kernel that
-no test reaches is not a tested kernel.
+At the end of a session the kernels and devices that nothing used are printed. When the whole suite ran
+(pytest without a selection), they must be those of never_ran.json for the best ISA of this CPU; otherwise the
+session fails: a kernel that no test reaches is not a tested kernel.
 """
 
 import json

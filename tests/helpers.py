@@ -1,4 +1,5 @@
-"""What every kernel call in the tests goes through: poisoned outputs and workspace, guard bytes, inputs left alone."""
+"""What every kernel call in the tests goes through: poisoned outputs and workspace, guard bytes, inputs left
+alone."""
 
 import numpy as np
 from vggnet import _C
@@ -46,10 +47,11 @@ def unaligned(a, floats=1):
 
 
 def call(op, *inputs, out, workspace=None, offset=1, **options):
-    """op(*inputs, **options) into guarded, poisoned outputs, with poisoned guarded workspace; -> NumPy copies.
+    """op(*inputs, **options) into guarded, poisoned outputs, with poisoned guarded workspace; -> NumPy
+    copies.
 
-    inputs, and options that are arrays, are laid `offset` items off alignment and must come back unchanged. out: a shape,
-    or a list of (shape, dtype) or (shape, dtype, value) for a tuple. workspace: bytes.
+    inputs, and options that are arrays, are laid `offset` items off alignment and must come back unchanged.
+    out: a shape, or a list of (shape, dtype) or (shape, dtype, value) for a tuple. workspace: bytes.
     """
     single = not isinstance(out, list)
     guarded = [Guarded(out)] if single else [Guarded(*spec) for spec in out]
@@ -81,8 +83,8 @@ def available_isas():
 
 
 def survives_failed_allocations(function, most=200):
-    """function() with its first, second, ... allocation made to fail, until it runs through: MemoryError each time before,
-    and nothing leaked. -> how many allocations it makes."""
+    """function() with its first, second, ... allocation made to fail, until it runs through: MemoryError each
+    time before, and nothing leaked. -> how many allocations it makes."""
     function()
     for n in range(1, most):
         before = _C.memory_stats()["current_bytes"]

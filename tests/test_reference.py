@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from reference import (
     augment,
     average,
@@ -34,7 +35,8 @@ def numeric_gradient(function, x, dy, step=STEP):
 
 
 def assert_gradient(analytic, function, x, dy):
-    """Central differences are off by step^2 f'''/6 + eps64 |f| / step: 1e-9 of the largest element at these sizes."""
+    """Central differences are off by step^2 f'''/6 + eps64 |f| / step: 1e-9 of the largest element at these
+    sizes."""
     numeric = numeric_gradient(function, x, dy)
     assert np.abs(analytic - numeric).max() <= 1e-8 * np.abs(numeric).max()
 
@@ -173,7 +175,8 @@ def test_cross_entropy(rng, normalizer):
 
 
 def test_philox_known_answers():
-    """The vectors that the authors publish with their code (Random123, kat_vectors, philox4x32 with 10 rounds)."""
+    """The vectors that the authors publish with their code (Random123, kat_vectors, philox4x32 with 10
+    rounds)."""
     assert philox.rounds((0, 0, 0, 0), (0, 0)) == (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
     ones = 0xFFFFFFFF
     assert philox.rounds((ones,) * 4, (ones, ones)) == (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)
@@ -231,7 +234,8 @@ def test_net_structure(config):
 
 @pytest.mark.parametrize("config", net.CONFIGS)
 def test_net_gradients(config, rng):
-    """Along a random direction in each parameter and in the input. Dropout on; every layer contributes to the loss."""
+    """Along a random direction in each parameter and in the input. Dropout on; every layer contributes to the
+    loss."""
     shapes = net.parameter_shapes(config, num_classes=5, input_size=32, fc_width=12, divisor=16)
     parameters = net.random_parameters(shapes, rng, np.float64)
     x = rng.standard_normal((2, 32, 32, 3))
@@ -240,8 +244,8 @@ def test_net_gradients(config, rng):
     upstream = {name: rng.standard_normal(maps[name].shape) for _, name in net.layers(config)[:-1]}
     gradients, dx = net.backward(config, parameters, x, maps, upstream, masks)
 
-    # So small a step hardly ever makes a ReLU or a pool's winner flip; maps are subtracted before they are summed, so
-    # float64 still leaves six digits.
+    # So small a step hardly ever makes a ReLU or a pool's winner flip; maps are subtracted before they are
+    # summed, so float64 still leaves six digits.
     step = 1e-9
     for name, gradient in {**gradients, "x": dx}.items():
         direction = rng.standard_normal(gradient.shape)

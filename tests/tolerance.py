@@ -1,21 +1,24 @@
 """How far float32 may be from the float64 reference: |y - y64| <= k eps32 B, derived, not tuned.
 
-B is the size of what was added up: the same formula run on absolute values, so cancellation does not hide an error and a
-small result among large terms is not asked for digits that float32 never had. k counts roundings: a sum of m terms made by
-fused multiply-adds in a few interleaved accumulators errs by a random walk, about sqrt(m / accumulators) / 2 roundings of
-partial sums that are themselves a fraction of B. Measured worst k on dense data (ReLU-normal x, He w, 64 and 512
-channels): direct 2.2, F(2,3) 0.9, F(4,3) 13.9, F(6,3) 24.9, stable over the number of channels, while plain relative error
-moves fourfold; with 3 channels F(4,3) 23 and F(6,3) 49; with 98 % zeros and heavy tails F(2,3) 6, F(4,3) 41, F(6,3) 137.
-Weight gradient: direct 1.9, F(3,4) 5.4. Each k below is the next power of two above its measurement, times two for data
-that was not measured; raising one needs a measurement. A Winograd tile mixes its pixels, so there B is its maximum over
+B is the size of what was added up: the same formula run on absolute values, so cancellation does not hide an
+error and a small result among large terms is not asked for digits that float32 never had. k counts roundings:
+a sum of m terms made by fused multiply-adds in a few interleaved accumulators errs by a random walk, about
+sqrt(m / accumulators) / 2 roundings of partial sums that are themselves a fraction of B. Measured worst k on
+dense data (ReLU-normal x, He w, 64 and 512 channels): direct 2.2, F(2,3) 0.9, F(4,3) 13.9, F(6,3) 24.9,
+stable over the number of channels, while plain relative error moves fourfold; with 3 channels F(4,3) 23 and
+F(6,3) 49; with 98 % zeros and heavy tails F(2,3) 6, F(4,3) 41, F(6,3) 137. Weight gradient: direct 1.9,
+F(3,4) 5.4. Each k below is the next power of two above its measurement, times two for data that was not
+measured; raising one needs a measurement. A Winograd tile mixes its pixels, so there B is its maximum over
 the output tile.
 """
 
 import numpy as np
+
 from reference import conv2d, linear, lrn, max_pool2d
 
 EPS32 = float(np.finfo(np.float32).eps)
-# The smallest normal float32: below it a result has an absolute error, whether or not the CPU flushes it to zero.
+# The smallest normal float32: below it a result has an absolute error, whether or not the CPU flushes it to
+# zero.
 TINY = float(np.finfo(np.float32).tiny)
 
 CONV2D = {"direct": 4, "winograd2": 8, "winograd4": 64, "winograd6": 256}
@@ -49,7 +52,8 @@ def assert_exact(actual, expected, what="result"):
 
 
 def relative_l2(actual, expected):
-    """|actual - expected| / |expected|, the measure for whole nets and for pixels that Winograd leaks into."""
+    """|actual - expected| / |expected|, the measure for whole nets and for pixels that Winograd leaks
+    into."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     return float(np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), TINY))
 
@@ -69,7 +73,8 @@ def _spread(b, algorithm):
 
 
 def conv2d_bound(x, w, b=None, pool=None, algorithm="direct"):
-    """For z, for relu(z) (a ReLU brings no two numbers further apart) and for the pooled map (nor does a maximum)."""
+    """For z, for relu(z) (a ReLU brings no two numbers further apart) and for the pooled map (nor does a
+    maximum)."""
     size = conv2d.forward(np.abs(x), np.abs(w), None if b is None else np.abs(b))
     size = _spread(size, algorithm)
     return CONV2D[algorithm] * EPS32 * (max_pool2d.forward(size, pool == "ceil")[0] if pool else size)
@@ -102,7 +107,8 @@ def linear_backward_weight_bound(dy, x, before=(0, 0)):
 
 
 def lrn_bound(y):
-    """s is a sum of positives: `size` roundings of half an eps, times beta <= 1; the power and the product two more."""
+    """s is a sum of positives: `size` roundings of half an eps, times beta <= 1; the power and the product
+    two more."""
     return 8 * EPS32 * np.abs(y) + TINY
 
 
@@ -115,8 +121,8 @@ def lrn_backward_bound(dy, x, **options):
 
 
 def softmax_bound(x, y):
-    """Rounding x - m to float32 moves the exponent by |x - m| eps / 2, which exp makes a relative error; the sum is of
-    positives and inherits its largest terms' errors, which are those near m."""
+    """Rounding x - m to float32 moves the exponent by |x - m| eps / 2, which exp makes a relative error; the
+    sum is of positives and inherits its largest terms' errors, which are those near m."""
     distance = np.minimum(x.max(axis=-1, keepdims=True) - x, 200)  # exp(-200) is 0 in float32
     return (8 + distance) * EPS32 * y + TINY
 

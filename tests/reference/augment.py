@@ -4,7 +4,8 @@ import numpy as np
 
 
 def forward(images, crops, size, mean, shift=None):
-    """images: uint8 (H, W, C) each; crops (N, 3): top, left, mirror; shift (N, C) or None -> (N, size, size, C)."""
+    """images: uint8 (H, W, C) each; crops (N, 3): top, left, mirror; shift (N, C) or None -> (N, size, size,
+    C)."""
     x = np.zeros((len(images), size, size, len(mean)))
     for i, (image, (top, left, mirror)) in enumerate(zip(images, crops, strict=True)):
         for h in range(size):

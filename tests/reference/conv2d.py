@@ -38,7 +38,8 @@ def fused_gradient(dy, y=None, index=None, input_shape=None):
 
 
 def backward_input(g, w):
-    """g (N, H, W, K), w (K, R, R, C) -> dx (N, H, W, C): dx[n,h,w,c] = sum g[n, h - r + p, w - s + p, k] w[k,r,s,c]."""
+    """g (N, H, W, K), w (K, R, R, C) -> dx (N, H, W, C): dx[n,h,w,c] = sum g[n, h - r + p, w - s + p, k]
+    w[k,r,s,c]."""
     n, height, width, _ = g.shape
     _, size, _, c = w.shape
     p = (size - 1) // 2

@@ -1,4 +1,5 @@
-"""Dropout: y[n,j] = 0 where word j of (seed, rows[n], purpose), as a uniform number, is below p; else x[n,j] / (1 - p)."""
+"""Dropout: y[n,j] = 0 where word j of (seed, rows[n], purpose), as a uniform number, is below p; else x[n,j]
+/ (1 - p)."""
 
 import numpy as np
 

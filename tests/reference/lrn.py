@@ -1,4 +1,5 @@
-"""Local response normalisation over channels (paper, section 2.1, net A-LRN; Krizhevsky et al. 2012, section 3.3).
+"""Local response normalisation over channels (paper, section 2.1, net A-LRN; Krizhevsky et al. 2012, section
+3.3).
 
 s[c] = k + alpha sum over the window of x^2 (the plain sum);  y[c] = x[c] s[c]^-beta
 dx[c] = dy[c] s[c]^-beta - 2 alpha beta x[c] sum over the window of dy x s^(-beta - 1)

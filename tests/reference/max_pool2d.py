@@ -1,7 +1,7 @@
 """Max pooling, 2x2 window, stride 2 (paper, section 2.1).
 
-index is 0..3, row-major in the window. The first maximum wins; where there is a NaN, the first NaN wins. With ceil_mode a
-window that hangs over the edge has the elements that exist.
+index is 0..3, row-major in the window. The first maximum wins; where there is a NaN, the first NaN wins. With
+ceil_mode a window that hangs over the edge has the elements that exist.
 """
 
 import numpy as np

@@ -1,14 +1,16 @@
-"""The six nets (paper, section 2, table 1): forward with every named layer's map, backward to all weights and the input.
+"""The six nets (paper, section 2, table 1): forward with every named layer's map, backward to all weights and
+the input.
 
-Channel counts come from the parameters' shapes, so a net of the same structure but narrower can be differentiated
-numerically.
+Channel counts come from the parameters' shapes, so a net of the same structure but narrower can be
+differentiated numerically.
 """
 
 import numpy as np
 
 from . import conv2d, linear, lrn, max_pool2d, relu, softmax
 
-# Output channels of each convolution, a block a tuple; a pair (channels, 1) is a 1x1 convolution; "LRN" normalises.
+# Output channels of each convolution, a block a tuple; a pair (channels, 1) is a 1x1 convolution; "LRN"
+# normalises.
 CONFIGS = {
     "A": ((64,), (128,), (256, 256), (512, 512), (512, 512)),
     "A-LRN": ((64, "LRN"), (128,), (256, 256), (512, 512), (512, 512)),
@@ -47,7 +49,8 @@ def layers(config):
 
 
 def parameter_shapes(config, num_classes=1000, input_size=224, in_channels=3, fc_width=4096, divisor=1):
-    """{"conv1_1.weight": (64, 3, 3, 3), "conv1_1.bias": (64,), ...}; divisor makes every convolution narrower."""
+    """{"conv1_1.weight": (64, 3, 3, 3), "conv1_1.bias": (64,), ...}; divisor makes every convolution
+    narrower."""
     shapes, c = {}, in_channels
     for i, block in enumerate(CONFIGS[config], 1):
         for j, entry in enumerate((e for e in block if e != "LRN"), 1):
@@ -104,7 +107,8 @@ def forward(config, parameters, x, masks=None, ceil_mode=False, until=None):
 
 
 def backward(config, parameters, x, maps, upstream, masks=None):
-    """upstream {layer: gradient of the loss with respect to its map} (not "prob") -> {parameter: gradient}, dx."""
+    """upstream {layer: gradient of the loss with respect to its map} (not "prob") -> {parameter: gradient},
+    dx."""
     order = layers(config)[:-1]
     gradients, d = {}, None
     for position in reversed(range(len(order))):
@@ -136,7 +140,8 @@ def backward(config, parameters, x, maps, upstream, masks=None):
 
 
 def dense(config, parameters, x, input_size, ceil_mode=False):
-    """The class-score map (N, h, w, classes): fc6..fc8 slid over pool5 of the whole image (paper, section 3.2)."""
+    """The class-score map (N, h, w, classes): fc6..fc8 slid over pool5 of the whole image (paper, section
+    3.2)."""
     features = forward(config, parameters, x, ceil_mode=ceil_mode, until="pool5")["pool5"]
     side = input_size // 32
     n, height, width, _ = features.shape

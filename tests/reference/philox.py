@@ -1,6 +1,7 @@
 """Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11).
 
-Key: the seed's low and high word. Counter: block, purpose, the row's low and high word. Block b gives words 4b .. 4b + 3.
+Key: the seed's low and high word. Counter: block, purpose, the row's low and high word. Block b gives words
+4b .. 4b + 3.
 """
 
 import math
@@ -48,7 +49,8 @@ def uniform(word):
 
 
 def normal_pair(word0, word1):
-    """Box-Muller: two words -> two independent normal numbers. 1 - u is in (0, 1], so the logarithm is finite."""
+    """Box-Muller: two words -> two independent normal numbers. 1 - u is in (0, 1], so the logarithm is
+    finite."""
     radius = math.sqrt(-2 * math.log(1 - uniform(word0)))
     angle = 2 * math.pi * uniform(word1)
     return radius * math.cos(angle), radius * math.sin(angle)

@@ -1,4 +1,5 @@
-"""Every size x size window, stride 1, no padding, as a row (how fc6 becomes a convolution: paper, section 3.2)."""
+"""Every size x size window, stride 1, no padding, as a row (how fc6 becomes a convolution: paper, section
+3.2)."""
 
 import numpy as np
 
