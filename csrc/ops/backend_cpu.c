@@ -114,6 +114,7 @@ const struct vgg_backend vgg_cpu_backend = {
     .max_pool2d_backward = vgg_cpu_max_pool2d_backward,
     .relu = vgg_cpu_relu,
     .relu_backward = vgg_cpu_relu_backward,
+    .add = vgg_cpu_add,
     .lrn = vgg_cpu_lrn,
     .lrn_backward = vgg_cpu_lrn_backward,
     .linear_workspace = vgg_cpu_linear_workspace,
