@@ -1,0 +1,73 @@
+"""VGG networks the way the paper trained and evaluated them (Simonyan and Zisserman, ICLR 2015).
+
+>>> import numpy as np
+>>> import vggnet as vgg
+>>> model = vgg.VGG("A", num_classes=10, input_size=32, in_channels=1, fc_width=64)
+>>> model.forward(np.zeros((1, 32, 32, 1), np.float32)).shape
+(1, 10)
+
+Importing the package loads NumPy and nothing else; `vggnet.train`, `vggnet.evaluate` and `vggnet.data` load on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import Any
+
+from . import cuda, ops
+from ._C import (
+    DeviceError,
+    ImageError,
+    Storage,
+    Tensor,
+    VggError,
+    WeightsError,
+    build_info,
+    empty,
+    from_dlpack,
+    get_num_threads,
+    memory_stats,
+    set_num_threads,
+    tensor,
+    zeros,
+)
+from ._version import __version__
+from .models import VGG, load
+from .rng import Rng
+
+__all__ = [
+    "VGG",
+    "DeviceError",
+    "ImageError",
+    "Rng",
+    "Storage",
+    "Tensor",
+    "VggError",
+    "WeightsError",
+    "__version__",
+    "build_info",
+    "cuda",
+    "data",
+    "empty",
+    "evaluate",
+    "from_dlpack",
+    "get_num_threads",
+    "load",
+    "memory_stats",
+    "ops",
+    "set_num_threads",
+    "tensor",
+    "train",
+    "zeros",
+]
+
+logging.getLogger("vggnet").addHandler(logging.NullHandler())
+
+_LAZY = ("data", "evaluate", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

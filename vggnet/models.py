@@ -1,0 +1,568 @@
+"""The networks A, A-LRN, B, C, D and E of the paper as one class (paper, sections 2 and 3.2)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _C, ops
+from .configs import CONFIGS, STRIDE, Layer, count_parameters, layers_of, parameter_shapes, pool5_halo
+from .init import INITS, initialise
+from .rng import Rng
+from .run import FLOAT_BYTES, MemoryPlan, Plan, Run, as_input, flat, nbytes
+
+ILSVRC_MEAN = (123.68, 116.779, 103.939)  # RGB, 0..255 scale: of the authors' released models
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, which turns an RGB mean into that of gray images
+FORMAT = "vggnet-1"
+DENSE_MEMORY = 1 << 30  # bytes of maps in one band of a dense pass, unless told otherwise
+
+
+class VGG:
+    """A VGG network: weights, and how images become its input.
+
+    Parameters
+    ----------
+    config : "A" | "A-LRN" | "B" | "C" | "D" | "E"
+        A column of the paper's table 1.
+    num_classes : int
+        Outputs of fc8.
+    input_size : int
+        Height and width that `forward` takes, a multiple of 32.
+    in_channels : 3 (RGB) | 1 (gray)
+    fc_width : int
+        Outputs of fc6 and fc7; 4096 in the paper, fewer suit small data sets.
+    dropout : float
+        Probability that dropout after relu6 and relu7 sets a value to 0 in training (paper, section 3.1).
+    init : "paper" | "paper-variance" | "xavier" | "he" | None
+        First weights, see `vggnet.init.initialise`; None leaves zeros.
+    seed : int
+        Seed of the first weights.
+    mean : sequence of in_channels floats
+        Mean of the training set on the 0..255 scale, subtracted from every pixel (paper, section 2.1). The default is the
+        RGB mean of ILSVRC-2012; a gray model takes its luma.
+    classes : sequence of str, optional
+        Names of the classes.
+    pool_rounding : "floor" | "ceil"
+        How odd heights and widths are halved; "ceil" is Caffe's. Only maps of images that are no multiple of 32 differ.
+    precision : "float32"
+    device : str
+
+    Raises
+    ------
+    ValueError
+        For a value out of its range; the message names it.
+    DeviceError
+        If the device can't be used.
+
+    Examples
+    --------
+    >>> model = VGG("A", num_classes=10, input_size=32, fc_width=64)
+    >>> model.num_parameters
+    9263370
+    >>> model.forward(np.zeros((2, 32, 32, 3), np.float32)).shape
+    (2, 10)
+    """
+
+    def __init__(
+        self,
+        config: str = "D",
+        num_classes: int = 1000,
+        input_size: int = 224,
+        in_channels: int = 3,
+        fc_width: int = 4096,
+        dropout: float = 0.5,
+        init: str | None = "paper",
+        seed: int = 0,
+        mean: Sequence[float] = ILSVRC_MEAN,
+        classes: Sequence[str] | None = None,
+        pool_rounding: str = "floor",
+        precision: str = "float32",
+        device: str = "cpu",
+    ) -> None:
+        from .preprocess import Preprocessing  # Pillow is not needed to import vggnet
+
+        _check_choice("config", config, CONFIGS)
+        _check_choice("pool_rounding", pool_rounding, ("floor", "ceil"))
+        _check_choice("in_channels", in_channels, (1, 3))
+        _check_choice("precision", precision, ("float32",))
+        if init is not None:
+            _check_choice("init", init, INITS)
+        if input_size < STRIDE or input_size % STRIDE:
+            raise ValueError(f"VGG: input_size is {input_size}; expected a multiple of {STRIDE}")
+        for name, value in (("num_classes", num_classes), ("fc_width", fc_width)):
+            if value < 1:
+                raise ValueError(f"VGG: {name} is {value}; expected at least 1")
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"VGG: dropout is {dropout}; expected 0 <= dropout < 1")
+        if classes is not None and len(classes) != num_classes:
+            raise ValueError(f"VGG: classes has {len(classes)} names; expected num_classes = {num_classes}")
+        mean = tuple(float(value) for value in mean)
+        if in_channels == 1 and mean == ILSVRC_MEAN:
+            mean = (sum(weight * value for weight, value in zip(LUMA, ILSVRC_MEAN, strict=True)),)
+        if len(mean) != in_channels:
+            raise ValueError(f"VGG: mean has {len(mean)} values; expected in_channels = {in_channels}")
+
+        self.config = config
+        self.num_classes = num_classes
+        self.input_size = input_size
+        self.in_channels = in_channels
+        self.fc_width = fc_width
+        self.dropout = dropout
+        self.seed = seed
+        self.classes = None if classes is None else [str(name) for name in classes]
+        self.pool_rounding = pool_rounding
+        self.precision = precision
+        self.device = device
+        self.preprocessing = Preprocessing(
+            mean=mean, channels="gray" if in_channels == 1 else "RGB", input_size=input_size
+        )
+        self.layers: tuple[Layer, ...] = layers_of(
+            config,
+            num_classes=num_classes,
+            input_size=input_size,
+            in_channels=in_channels,
+            fc_width=fc_width,
+        )
+        shapes = parameter_shapes(self.layers)
+        tensors = {name: _C.empty(shape, device=device) for name, shape in shapes.items()}
+        if init is None:
+            for name, shape in shapes.items():
+                tensors[name].copy_(_C.zeros(shape, device=device))
+        else:
+            initialise(tensors, init, seed)
+        # Weights change in place only (sgd_, copy_, load), which bumps the version that cached transforms are keyed by.
+        self.parameters: Mapping[str, _C.Tensor] = MappingProxyType(
+            {name: tensor.freeze_views() for name, tensor in tensors.items()}
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"VGG({self.config!r}, num_classes={self.num_classes}, input_size={self.input_size}, "
+            f"in_channels={self.in_channels}, fc_width={self.fc_width}, device={self.device!r})"
+        )
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Names of all layers in order, the paper's: "conv1_1", "relu1_1", ..., "fc8", "prob"."""
+        return tuple(layer.name for layer in self.layers)
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of weights and biases."""
+        return count_parameters(self.layers)
+
+    # ---------------------------------------------------------------- passes
+
+    def _plan(self, shape: Sequence[int], layers: Sequence[str] | None, *, training: bool, keep: bool) -> Plan:
+        names = self.layer_names
+        taps = ("fc8",) if layers is None else tuple(layers)
+        if not taps:
+            raise ValueError("layers is empty; expected at least one layer's name")
+        for tap in taps:
+            if tap not in names:
+                raise ValueError(f"layers names {tap!r}; {self.config} has {', '.join(names)}")
+        last = max(names.index(tap) for tap in taps)
+        through = self.layers[: last + 1]
+        if len(shape) != 4 or shape[3] != self.in_channels:
+            raise ValueError(f"x has shape {tuple(shape)}; expected (N, H, W, {self.in_channels})")
+        side = self.input_size
+        if tuple(shape[1:3]) != (side, side) and any(layer.kind == "linear" for layer in through):
+            raise ValueError(
+                f"x has shape {tuple(shape)}; expected height and width {side}, the input_size of this model. "
+                f"For larger images use model.dense(x), or layers before fc6"
+            )
+        return Plan(
+            through,
+            tuple(shape),
+            taps,
+            pool_rounding=self.pool_rounding,
+            dropout=training and self.dropout > 0.0,
+            keep=keep,
+            device=self.device,
+        )
+
+    def run(
+        self,
+        x: Any,
+        *,
+        layers: Sequence[str] | None = None,
+        training: bool = False,
+        rng: Rng | None = None,
+        keep: bool = True,
+    ) -> Run:
+        """One forward pass, kept so that maps can be read and gradients computed.
+
+        Parameters
+        ----------
+        x : (N, H, W, C) float32
+            Preprocessed images: pixels on the 0..255 scale minus `preprocessing.mean`. H and W are `input_size` unless the
+            last of `layers` lies before fc6.
+        layers : sequence of layer names, optional
+            Maps to keep apart for the caller; nothing after the last of them is computed. Default: fc8.
+        training : bool
+            Apply dropout (paper, section 3.1).
+        rng : Rng, optional
+            Key of the dropout masks; by default the model's seed and rows 0..N-1, so every call draws the same masks.
+        keep : bool
+            Keep what `Run.backward` needs. False is for inference: two buffers take turns.
+
+        Returns
+        -------
+        Run
+            ``run["relu5_3"]``, ``run.logits``, ``run.backward(...)``.
+
+        Raises
+        ------
+        TypeError
+            If x holds uint8: images go through `predict` or `vggnet.evaluate`.
+        ValueError
+            For a shape that does not fit or an unknown layer.
+
+        Examples
+        --------
+        >>> model = VGG("A", num_classes=10, input_size=32, fc_width=16)
+        >>> run = model.run(np.zeros((1, 32, 32, 3), np.float32), layers=["relu3_2"])
+        >>> run["relu3_2"].shape
+        (1, 8, 8, 256)
+        """
+        if getattr(x, "dtype", None) == "uint8":
+            raise TypeError(
+                "x is uint8; expected float32 pixels minus the mean. For images use model.predict(images), "
+                "or subtract model.preprocessing.mean"
+            )
+        x = as_input(x, self.device)
+        plan = self._plan(x.shape, layers, training=training, keep=keep)
+        if training:
+            rng = rng if rng is not None else Rng(self.seed, np.arange(x.shape[0]))
+            if len(rng.rows) != x.shape[0]:
+                raise ValueError(f"rng has {len(rng.rows)} rows; expected {x.shape[0]}, one an image")
+        return Run(self, plan, x, rng)
+
+    def forward(self, x: Any) -> _C.Tensor:
+        """Class scores before soft-max, (N, classes), of preprocessed images (N, input_size, input_size, C)."""
+        return self.run(x, keep=False).logits
+
+    def features(self, x: Any, layers: Sequence[str]) -> dict[str, _C.Tensor]:
+        """Maps of some layers by name, (N, h, w, c) or (N, width); nothing past the last of them is computed.
+
+        "conv4_2" is the map before its ReLU, "relu4_2" the one after. Images may have any size unless a layer from fc6 on
+        is asked for.
+
+        Examples
+        --------
+        >>> model = VGG("A", num_classes=10, input_size=32, fc_width=16)
+        >>> model.features(np.zeros((1, 48, 64, 3), np.float32), ["relu2_1"])["relu2_1"].shape
+        (1, 24, 32, 128)
+        """
+        run = self.run(x, layers=layers, keep=False)
+        return {name: run[name] for name in layers}
+
+    def loss_and_gradients(
+        self,
+        x: Any,
+        labels: Any,
+        *,
+        training: bool = True,
+        rng: Rng | None = None,
+        normalizer: float | None = None,
+        grads: Mapping[str, _C.Tensor] | None = None,
+        accumulate: bool = False,
+        ready: Callable[[tuple[str, ...]], None] | None = None,
+    ) -> tuple[_C.Tensor, dict[str, _C.Tensor]]:
+        """Multinomial logistic loss and its gradients (paper, section 3.1), without weight decay.
+
+        Parameters
+        ----------
+        x : (N, input_size, input_size, C) float32, preprocessed
+        labels : (N,) int64
+        training, rng :
+            As in `run`.
+        normalizer : float, optional
+            What the sum over images is divided by; default N. A micro-batch passes the size of its whole batch.
+        grads, accumulate, ready :
+            As in `Run.backward`.
+
+        Returns
+        -------
+        (loss, grads)
+            A 0-d tensor, and gradients by parameter name.
+        """
+        run = self.run(x, training=training, rng=rng)
+        loss, dlogits = ops.cross_entropy(run.logits, labels, normalizer=normalizer)
+        gradients, _ = run.backward({"fc8": dlogits}, grads=grads, accumulate=accumulate, ready=ready)
+        return loss, gradients
+
+    def memory_plan(self, batch: int, *, size: int | tuple[int, int] | None = None, training: bool = False) -> MemoryPlan:
+        """Bytes that a pass will take, by purpose, from shapes alone: nothing is allocated.
+
+        Parameters
+        ----------
+        batch : int
+            Images.
+        size : int or (height, width), optional
+            Of the images; default `input_size`. Another size is planned up to pool5.
+        training : bool
+            Plan a training step (forward, gradients, SGD with momentum) instead of inference.
+
+        Returns
+        -------
+        MemoryPlan
+            A mapping; ``plan.total`` is exactly what the allocator's counter will show at its peak.
+        """
+        height, width = (size, size) if isinstance(size, int) else size or (self.input_size, self.input_size)
+        shape = (batch, height, width, self.in_channels)
+        whole = (height, width) == (self.input_size, self.input_size)
+        plan = self._plan(shape, None if whole else ["pool5"], training=training, keep=training)
+        parameters = self.num_parameters * FLOAT_BYTES
+        bytes_by_purpose = MemoryPlan(parameters=parameters, input=nbytes(shape))
+        if training:
+            backward = plan.backward_arena(plan.steps, weights=True)
+            bytes_by_purpose["gradients"] = parameters
+            bytes_by_purpose["momentum"] = parameters
+            bytes_by_purpose["loss"] = FLOAT_BYTES + plan.output_bytes()
+            bytes_by_purpose["backward"] = backward.size
+        bytes_by_purpose["maps"] = plan.forward.size
+        bytes_by_purpose["outputs"] = plan.output_bytes()
+        return bytes_by_purpose
+
+    # ---------------------------------------------------------------- dense
+
+    def dense(self, x: Any, *, memory: int | None = None) -> _C.Tensor:
+        """Class scores at every position of larger images (paper, section 3.2).
+
+        fc6 becomes a convolution of the size of pool5's map, fc7 and fc8 become 1x1 convolutions, and the network runs over
+        the whole image: one position every 32 pixels.
+
+        Parameters
+        ----------
+        x : (N, H, W, C) float32, preprocessed; H, W >= input_size
+        memory : int, optional
+            Bytes that the maps of one band may take; default 1 GiB. Taller images are computed in bands of rows with
+            halos; the result is the same, bit for bit.
+
+        Returns
+        -------
+        (N, h, w, classes)
+            Scores before soft-max.
+
+        Raises
+        ------
+        ValueError
+            If an image is smaller than input_size.
+        MemoryError
+            If one band of the least height does not fit into `memory`.
+
+        Examples
+        --------
+        >>> model = VGG("A", num_classes=10, input_size=32, fc_width=16)
+        >>> model.dense(np.zeros((1, 64, 96, 3), np.float32)).shape
+        (1, 2, 3, 10)
+        """
+        x = as_input(x, self.device)
+        if len(x.shape) != 4 or min(x.shape[1:3]) < self.input_size:
+            raise ValueError(
+                f"dense: x has shape {x.shape}; expected (N, H, W, {self.in_channels}) "
+                f"with H and W at least {self.input_size}, the input_size of this model"
+            )
+        memory = DENSE_MEMORY if memory is None else memory
+        return self._dense_head(self._dense_pool5(x, memory), memory)
+
+    def _dense_pool5(self, x: _C.Tensor, memory: int) -> _C.Tensor:
+        """The map of pool5, computed in as many bands of rows as `memory` asks for."""
+        n, height, width, channels = x.shape
+        whole = self._plan(x.shape, ["pool5"], training=False, keep=False)
+        rows = whole.shapes["pool5"][1]
+        halo = pool5_halo(self.config)
+
+        def band_of(first: int, last: int) -> tuple[int, int]:  # rows of the image that pool5's first..last-1 need
+            return STRIDE * max(first - halo, 0), height if last + halo >= rows else STRIDE * (last + halo)
+
+        def cost(count: int) -> int:  # of the costliest band of `count` rows
+            tallest = min(height, STRIDE * (count + 2 * halo + 1))
+            plan = self._plan((n, tallest, width, channels), ["pool5"], training=False, keep=False)
+            return plan.forward.size + plan.output_bytes()
+
+        count = rows
+        if whole.forward.size > memory:
+            count = max((c for c in range(1, rows) if cost(c) <= memory), default=0)
+            if count == 0:
+                raise MemoryError(
+                    f"dense: memory is {memory} bytes; one band of images {x.shape} takes {cost(1)} bytes. "
+                    f"Give more, or fewer images at a time"
+                )
+        if count >= rows:
+            return self.run(x, layers=["pool5"], keep=False)["pool5"]
+
+        pool5 = _C.empty(whole.shapes["pool5"], device=self.device)
+        for image in range(n):
+            for first in range(0, rows, count):
+                last = min(first + count, rows)
+                top, bottom = band_of(first, last)
+                band = _rows(x, image, top, bottom)
+                maps = self.run(band, layers=["pool5"], keep=False)["pool5"]
+                skip = first - top // STRIDE
+                _rows(pool5, image, first, last).copy_(_rows(maps, 0, skip, skip + last - first))
+        return pool5
+
+    def _dense_head(self, pool5: _C.Tensor, memory: int) -> _C.Tensor:
+        """fc6, fc7 and fc8 at every position of pool5's map, a bounded number of positions at a time."""
+        n, height, width, channels = pool5.shape
+        side = self.input_size // STRIDE
+        h, w = height - side + 1, width - side + 1
+        scores = _C.empty((n, h, w, self.num_classes), device=self.device)
+        row_bytes = w * nbytes((side, side, channels))
+        count = max(1, min(h, memory // max(row_bytes, 1)))
+        for image in range(n):
+            for first in range(0, h, count):
+                last = min(first + count, h)
+                x = ops.unfold(_rows(pool5, image, first, last + side - 1), side)
+                for name in ("fc6", "fc7", "fc8"):
+                    weight, bias = self.parameters[f"{name}.weight"], self.parameters[f"{name}.bias"]
+                    x = ops.linear(x, weight, bias, relu=name != "fc8")
+                _rows(scores, image, first, last).copy_(x.reshape((1, last - first, w, self.num_classes)))
+        return scores
+
+    # ---------------------------------------------------------------- images
+
+    def predict(
+        self, images: Any, protocol: Any = "paper", top: int = 5
+    ) -> list[list[tuple[str | int, float]]]:
+        """The most probable classes of images.
+
+        Parameters
+        ----------
+        images : path, PIL image or uint8 array (H, W, 3) in RGB order, or a sequence of these
+            Gray models take (H, W) or (H, W, 1). Scaling, cropping and mean subtraction are done here.
+        protocol : vggnet.evaluate.Protocol | "paper" | "center" | "ten-crop" | "multi-crop" | "dense" | "combined"
+            "paper" is "dense" at the paper's scales (paper, section 3.2).
+        top : int
+            How many classes to tell.
+
+        Returns
+        -------
+        list of list of (class, probability)
+            One list an image, best first; the class is its name, or its number when the model knows no names.
+
+        Raises
+        ------
+        ImageError
+            If a file can't be read.
+        TypeError, ValueError
+            If an array can't be an image of this model; the message says what to do.
+        """
+        from . import evaluate
+        from .preprocess import load_image
+
+        if isinstance(images, (str, os.PathLike)) or not isinstance(images, Iterable):
+            images = [images]
+        elif isinstance(images, np.ndarray) and images.ndim <= 3:
+            images = [images]
+        if top < 1:
+            raise ValueError(f"predict: top is {top}; expected at least 1")
+        loaded = [load_image(image, self.preprocessing.channels) for image in images]
+        if isinstance(protocol, str):
+            protocol = evaluate.Protocol.for_model("dense" if protocol == "paper" else protocol, self)
+        posteriors: npt.NDArray[np.float32] = evaluate.posteriors(self, loaded, protocol)
+        order = np.argsort(-posteriors, axis=1, kind="stable")[:, :top]
+        return [
+            [(self.classes[c] if self.classes else int(c), float(row[c])) for c in best]
+            for row, best in zip(posteriors, order, strict=True)
+        ]
+
+    # ---------------------------------------------------------------- files
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments that make this model again, without its weights."""
+        return {
+            "config": self.config,
+            "num_classes": self.num_classes,
+            "input_size": self.input_size,
+            "in_channels": self.in_channels,
+            "fc_width": self.fc_width,
+            "dropout": self.dropout,
+            "seed": self.seed,
+            "mean": list(self.preprocessing.mean),
+            "classes": self.classes,
+            "pool_rounding": self.pool_rounding,
+            "precision": self.precision,
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model to a safetensors file, with configuration, preprocessing, class names and a checksum.
+
+        The file appears whole or not at all: it is written beside `path`, flushed, and renamed.
+        """
+        from .checkpoint import write_tensors
+
+        metadata = {
+            "format": FORMAT,
+            "model": json.dumps(self.to_dict()),
+            "preprocessing": json.dumps(self.preprocessing.to_dict()),
+        }
+        write_tensors(path, {name: tensor.numpy() for name, tensor in self.parameters.items()}, metadata)
+
+    def load_parameters(self, arrays: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        """Overwrite all weights and biases.
+
+        Raises
+        ------
+        WeightsError
+            If a name is missing or unknown, or a shape differs; nothing is changed then.
+        """
+        shapes = parameter_shapes(self.layers)
+        missing, unknown = sorted(shapes.keys() - arrays.keys()), sorted(arrays.keys() - shapes.keys())
+        if missing or unknown:
+            raise _C.WeightsError(f"weights of {self!r}: missing {missing or 'none'}, unknown {unknown or 'none'}")
+        for name, shape in shapes.items():
+            if tuple(arrays[name].shape) != shape:
+                raise _C.WeightsError(f"weights: {name} has shape {arrays[name].shape}; expected {shape}")
+        for name, array in arrays.items():
+            self.parameters[name].copy_(array)
+
+
+def load(path: str | os.PathLike[str], *, device: str = "cpu") -> VGG:
+    """Read a model that `VGG.save` or training wrote.
+
+    Parameters
+    ----------
+    path : path of a safetensors file
+    device : str
+
+    Raises
+    ------
+    WeightsError
+        If the file is none of ours, is damaged (checksum), or does not fit its own description.
+    FileNotFoundError
+        If there is no such file.
+    """
+    from .checkpoint import read_tensors
+
+    arrays, metadata = read_tensors(path)
+    if metadata.get("format") != FORMAT or "model" not in metadata:
+        raise _C.WeightsError(f"{os.fspath(path)}: not a model file of vggnet (format {metadata.get('format')!r})")
+    try:
+        model = VGG(**json.loads(metadata["model"]), init=None, device=device)
+    except (TypeError, ValueError) as error:
+        raise _C.WeightsError(f"{os.fspath(path)}: its description makes no model: {error}") from error
+    model.load_parameters(arrays)
+    return model
+
+
+def _rows(x: _C.Tensor, image: int, first: int, last: int) -> _C.Tensor:
+    """Rows first..last-1 of one image of (N, H, W, C), as (1, last - first, W, C)."""
+    _, height, width, channels = x.shape
+    row = nbytes((width, channels))
+    offset = (image * height + first) * row
+    return x.view(offset, (1, last - first, width, channels), "float32")
+
+
+def _check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    choices = tuple(choices)
+    if value not in choices:
+        raise ValueError(f"VGG: {name} is {value!r}; expected one of {', '.join(map(repr, choices))}")

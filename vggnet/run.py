@@ -1,0 +1,589 @@
+"""One pass through a network: what to compute (`Plan`, from shapes alone) and the pass itself (`Run`).
+
+A plan turns the layers into steps, fusing convolution + ReLU + pooling wherever no map in between was asked for, and gives
+every map its place in one arena before anything is allocated. A run owns that arena: everything that forward saved and
+backward needs. Models hold weights only, so several runs of one model may be live.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from . import _C, ops
+from .configs import Layer, pooled
+from .rng import Purpose, Rng
+
+FLOAT_BYTES = 4
+ALIGNMENT = 64  # of every slot in an arena, bytes
+
+Shape = tuple[int, ...]
+
+
+def nbytes(shape: Sequence[int]) -> int:
+    """Bytes of a float32 tensor of that shape."""
+    return math.prod(shape) * FLOAT_BYTES
+
+
+def aligned(size: int) -> int:
+    """`size` rounded up to the arena's alignment."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of an operation: `layer` from map `source` to map `result`.
+
+    A fused step stands for several layers; `covers` names them, the last one is `result`.
+    """
+
+    layer: Layer
+    source: str
+    result: str
+    covers: tuple[str, ...]
+    relu: bool = False
+    pool: bool = False
+
+
+class MemoryPlan(dict[str, int]):
+    """Bytes by purpose; `total` is their sum.
+
+    Examples
+    --------
+    >>> MemoryPlan(parameters=400, activations=100).total
+    500
+    """
+
+    @property
+    def total(self) -> int:
+        """All bytes together: the peak of the allocator's counter."""
+        return sum(self.values())
+
+    def __str__(self) -> str:
+        rows = [*self.items(), ("total", self.total)]
+        return "\n".join(f"{name:<20} {size:>15,} bytes" for name, size in rows)
+
+
+@dataclass
+class Arena:
+    """Places of maps in one storage: filled by `add`, fixed afterwards."""
+
+    slots: dict[str, tuple[int, Shape, str]] = field(default_factory=dict)  # name -> offset, shape, dtype
+    size: int = 0
+
+    def add(self, name: str, shape: Shape, dtype: str = "float32") -> None:
+        """Give a map a place of its own."""
+        self.slots[name] = (self.size, shape, dtype)
+        self.size += aligned(math.prod(shape) * (FLOAT_BYTES if dtype == "float32" else 1))
+
+    def share(self, name: str, shape: Shape, dtype: str, buffer: str) -> None:
+        """Let a map lie in a buffer that was added before."""
+        self.slots[name] = (self.slots[buffer][0], shape, dtype)
+
+    def views(self, device: str) -> dict[str, Any]:
+        """Allocate the storage, once, and carve it: name -> Tensor."""
+        storage = _C.empty((self.size,), dtype="uint8", device=device)
+        return {
+            name: storage.view(offset, shape, dtype)  # type: ignore[arg-type]
+            for name, (offset, shape, dtype) in self.slots.items()
+        }
+
+
+class Plan:
+    """Steps and memory of a pass, from shapes alone.
+
+    Parameters
+    ----------
+    layers : the network's layers, `vggnet.configs.layers_of`
+    shape : (N, H, W, C) of the input
+    taps : names of layers whose maps the caller asked for
+    pool_rounding : "floor" | "ceil"
+    dropout : whether dropout is applied (training with p > 0)
+    keep : keep the maps that backward needs; False is for inference: two buffers take turns
+    device : where it will run; workspaces depend on it
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        shape: Shape,
+        taps: Sequence[str],
+        *,
+        pool_rounding: str,
+        dropout: bool,
+        keep: bool,
+        device: str,
+    ) -> None:
+        self.keep = keep
+        self.taps = tuple(taps)
+        self.pool_rounding = pool_rounding
+        self.device = device
+        self.shapes: dict[str, Shape] = {"data": shape}
+        self.alias: dict[str, str] = {}  # a layer that changes nothing -> the map that stands for it
+        self.steps = tuple(self._steps(layers, dropout))
+        self.producer = {name: step for step in self.steps for name in step.covers}
+        self.forward = self._forward_arena()
+
+    def _steps(self, layers: Sequence[Layer], dropout: bool) -> Iterator[Step]:
+        """Fuse layers into steps, and note the shape of every layer's map."""
+        source, i = "data", 0
+        shape = self.shapes["data"]
+        while i < len(layers):
+            layer, covers = layers[i], [layers[i].name]
+            relu = pool = False
+            if layer.kind == "dropout" and not dropout:
+                self.alias[layer.name] = source
+                self.shapes[layer.name] = shape
+                i += 1
+                continue
+            shape = self._output_shape(layer, shape)
+            self.shapes[layer.name] = shape
+
+            def next_is(kind: str, covers: list[str] = covers, i: int = i) -> bool:
+                after = i + len(covers)
+                return after < len(layers) and layers[after].kind == kind and covers[-1] not in self.taps
+
+            if layer.kind in ("conv", "linear") and next_is("relu"):
+                relu = True
+                covers.append(layers[i + 1].name)
+                self.shapes[covers[-1]] = shape
+                if layer.kind == "conv" and next_is("pool"):
+                    pool = True
+                    covers.append(layers[i + 2].name)
+                    shape = self._output_shape(layers[i + 2], shape)
+                    self.shapes[covers[-1]] = shape
+            yield Step(layer, source, covers[-1], tuple(covers), relu, pool)
+            source = covers[-1]
+            i += len(covers)
+
+    def _output_shape(self, layer: Layer, shape: Shape) -> Shape:
+        if layer.kind == "conv":
+            return (*shape[:3], layer.outputs)
+        if layer.kind == "pool":
+            n, h, w, c = shape
+            return (n, pooled(h, self.pool_rounding), pooled(w, self.pool_rounding), c)
+        if layer.kind == "linear":
+            return (shape[0], layer.outputs)
+        return shape
+
+    def workspace(self, step: Step, direction: str) -> int:
+        """Bytes of scratch a step needs in one direction."""
+        layer = step.layer
+        if layer.kind == "conv":
+            return _C.conv2d_workspace(
+                self.shapes[step.source],
+                layer.parameter_shapes[f"{layer.name}.weight"],
+                direction,  # type: ignore[arg-type]
+                pool=self.pool_rounding if step.pool else False,  # type: ignore[arg-type]
+                device=self.device,
+            )
+        if layer.kind == "linear":
+            rows = self.shapes[step.result][0]
+            return _C.linear_workspace(
+                rows,
+                layer.inputs,
+                layer.outputs,
+                direction,  # type: ignore[arg-type]
+                device=self.device,
+            )
+        return 0
+
+    def _pools(self, step: Step) -> bool:
+        return step.pool or step.layer.kind == "pool"
+
+    def _forward_arena(self) -> Arena:
+        """Maps in one arena: with `keep` each its own place, else two buffers in turn. Taps are tensors of their own."""
+        arena = Arena()
+        inner = [step for step in self.steps if step.result not in self.taps]
+        index_shapes = {step.result: self.shapes[step.result] for step in self.steps if self._pools(step)}
+        if self.keep:
+            for step in inner:
+                arena.add(step.result, self.shapes[step.result])
+            for name, shape in index_shapes.items():
+                arena.add(f"{name}.index", shape, "uint8")
+        else:
+            for turn in (0, 1):
+                sizes = [math.prod(self.shapes[step.result]) for step in inner[turn::2]]
+                arena.add(f"buffer{turn}", (max(sizes, default=0),))
+            for number, step in enumerate(inner):
+                arena.share(step.result, self.shapes[step.result], "float32", f"buffer{number % 2}")
+            arena.add("index", (max(map(math.prod, index_shapes.values()), default=0),), "uint8")
+            for name, shape in index_shapes.items():
+                arena.share(f"{name}.index", shape, "uint8", "index")
+        scratch = max((self.workspace(step, "forward") for step in self.steps), default=0)
+        arena.add("workspace", (scratch,), "uint8")
+        return arena
+
+    def backward_arena(self, steps: Sequence[Step], *, weights: bool) -> Arena:
+        """Two buffers for gradients of maps, and scratch, for a backward pass through `steps`."""
+        arena = Arena()
+        largest = max((math.prod(self.shapes[step.source]) for step in steps[1:]), default=0)
+        directions = ("backward_input", "backward_weight") if weights else ("backward_input",)
+        scratch = max((self.workspace(step, d) for step in steps for d in directions), default=0)
+        arena.add("buffer0", (largest,))
+        arena.add("buffer1", (largest,))
+        arena.add("workspace", (scratch,), "uint8")
+        return arena
+
+    def output_bytes(self) -> int:
+        """Bytes of the maps that are handed to the caller."""
+        return sum(nbytes(self.shapes[tap]) for tap in dict.fromkeys(self.resolve(tap) for tap in self.taps))
+
+    def resolve(self, name: str) -> str:
+        """The map that stands for layer `name`."""
+        return self.alias.get(name, name)
+
+
+class Run:
+    """A forward pass and what backward needs of it. Made by `VGG.run`; see there."""
+
+    def __init__(self, model: Any, plan: Plan, x: _C.Tensor, rng: Rng | None) -> None:
+        self._model = model
+        self._plan = plan
+        self._rng = rng
+        self._maps: dict[str, Any] = {"data": x}
+        self._versions = self._weight_versions()
+        arena = plan.forward.views(plan.device)
+        for tap in plan.taps:
+            name = plan.resolve(tap)
+            if name not in self._maps:
+                self._maps[name] = _C.empty(plan.shapes[name], device=plan.device)
+        slots = arena | self._maps
+        for step in plan.steps:
+            self._forward(step, slots)
+        if plan.keep:
+            self._maps = {name: slots[name] for name in slots if name != "workspace"}
+
+    # ---------------------------------------------------------------- forward
+
+    def _weights(self, layer: Layer) -> tuple[_C.Tensor, _C.Tensor]:
+        parameters = self._model.parameters
+        return parameters[f"{layer.name}.weight"], parameters[f"{layer.name}.bias"]
+
+    def _weight_versions(self) -> list[int]:
+        return [tensor.storage.version for tensor in self._model.parameters.values()]
+
+    def _forward(self, step: Step, slots: Mapping[str, Any]) -> None:
+        layer, x, y, scratch = step.layer, slots[step.source], slots[step.result], slots["workspace"]
+        ceil_mode = self._plan.pool_rounding == "ceil"
+        if layer.kind == "conv":
+            w, b = self._weights(layer)
+            out = (y, slots[f"{step.result}.index"]) if step.pool else y
+            pool = self._plan.pool_rounding if step.pool else False
+            ops.conv2d(x, w, b, relu=step.relu, pool=pool, out=out, workspace=scratch)  # type: ignore[arg-type]
+        elif layer.kind == "linear":
+            w, b = self._weights(layer)
+            ops.linear(flat(x), w, b, relu=step.relu, out=y, workspace=scratch)
+        elif layer.kind == "pool":
+            ops.max_pool2d(x, ceil_mode=ceil_mode, out=(y, slots[f"{step.result}.index"]))
+        elif layer.kind == "relu":
+            ops.relu(x, out=y)
+        elif layer.kind == "lrn":
+            ops.lrn(x, out=y)
+        elif layer.kind == "dropout":
+            assert self._rng is not None
+            ops.dropout(x, self._model.dropout, self._rng.seed, self._rng.rows, _purpose(layer), out=y)
+        else:
+            ops.softmax(x, out=y)
+
+    # ---------------------------------------------------------------- maps
+
+    @property
+    def logits(self) -> _C.Tensor:
+        """Class scores before soft-max, (N, classes): the map of fc8."""
+        return self["fc8"]
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Names that ``run[name]`` knows, in order."""
+        return tuple(name for name in self._plan.shapes if name != "data")
+
+    def __getitem__(self, name: str) -> _C.Tensor:
+        """The map of a layer. One inside a fused step is computed again from that step's input.
+
+        Raises
+        ------
+        KeyError
+            If the run has no such layer, or was made with ``keep=False`` and without this layer in `layers`.
+        """
+        if name not in self._plan.shapes:
+            raise KeyError(f"this run has no layer {name!r}; it has {', '.join(self.layer_names)}")
+        name = self._plan.resolve(name)
+        if name in self._maps:
+            return self._maps[name]  # type: ignore[no-any-return]
+        step = self._plan.producer[name]
+        if not self._plan.keep:
+            raise KeyError(f"the map of {name!r} was not kept; name it in layers=, or run with keep=True")
+        self._check_weights()
+        w, b = self._weights(step.layer)
+        x, relu = self._maps[step.source], name != step.layer.name
+        if step.layer.kind == "linear":
+            return ops.linear(flat(x), w, b, relu=relu)
+        return ops.conv2d(x, w, b, relu=relu)  # type: ignore[no-any-return]
+
+    def _check_weights(self) -> None:
+        if self._weight_versions() != self._versions:
+            raise RuntimeError("the model's weights changed since this run's forward pass; make a new run")
+
+    # ---------------------------------------------------------------- backward
+
+    def backward(
+        self,
+        gradients: Mapping[str, Any],
+        *,
+        weights: bool = True,
+        input: bool = False,
+        grads: Mapping[str, _C.Tensor] | None = None,
+        accumulate: bool = False,
+        ready: Callable[[tuple[str, ...]], None] | None = None,
+    ) -> tuple[dict[str, _C.Tensor], _C.Tensor | None]:
+        """Gradients of a scalar, given its gradients with respect to some layers' maps.
+
+        Parameters
+        ----------
+        gradients : mapping of layer name to an array of that map's shape
+            Where the scalar depends on several maps, their contributions add up.
+        weights : bool
+            Compute gradients of weights and biases.
+        input : bool
+            Compute the gradient with respect to the input.
+        grads : mapping of parameter name to Tensor, optional
+            Where to put the gradients; allocated when not given.
+        accumulate : bool
+            Add to `grads` instead of overwriting.
+        ready : callable, optional
+            Called with the names of a layer's gradients as soon as they are final (fc8's first).
+
+        Returns
+        -------
+        (grads, dx)
+            Gradients by parameter name, of the layers at or below those in `gradients`; and the gradient with respect to
+            the input, (N, H, W, C), or None.
+
+        Raises
+        ------
+        ValueError
+            For an unknown layer, a wrong shape, or a run that kept nothing (``keep=False``).
+        RuntimeError
+            If weights changed since the forward pass.
+
+        Notes
+        -----
+        Where a ReLU's output is 0 its gradient is 0; pooling gives the gradient to the element that won.
+        """
+        plan = self._plan
+        if not plan.keep:
+            raise ValueError("backward: this run kept no maps (keep=False); run with keep=True")
+        self._check_weights()
+        given = self._check_gradients(gradients)
+        steps = plan.steps[: 1 + max(plan.steps.index(plan.producer[name]) for name in given)]
+        if not input:
+            first = next(i for i, step in enumerate(steps) if step.layer.parameter_shapes)
+            steps = steps[first:] if weights else ()
+        if weights and grads is None:
+            if accumulate:
+                raise ValueError("backward: accumulate=True needs grads= to add to")
+            shapes = {k: v for step in steps for k, v in step.layer.parameter_shapes.items()}
+            grads = {name: _C.empty(shape, device=plan.device) for name, shape in shapes.items()}
+        elif weights and grads is not None:
+            missing = [name for step in steps for name in step.layer.parameter_shapes if name not in grads]
+            if missing:
+                raise ValueError(f"backward: grads has no {missing[0]!r}; expected every parameter's name")
+        backward = _Backward(self, given, steps, grads if weights else None, accumulate, ready)
+        dx = backward.walk(input)
+        return backward.done, dx
+
+    def _check_gradients(self, gradients: Mapping[str, Any]) -> dict[str, _C.Tensor]:
+        plan = self._plan
+        if not gradients:
+            raise ValueError("backward: gradients is empty; expected a mapping of layer name to gradient")
+        given: dict[str, _C.Tensor] = {}
+        for name, gradient in gradients.items():
+            if name not in plan.shapes or name in ("data", "prob"):
+                raise ValueError(
+                    f"backward: no gradient can enter at {name!r}; expected one of "
+                    f"{', '.join(n for n in self.layer_names if n != 'prob')}"
+                )
+            tensor = as_input(gradient, plan.device)
+            if tensor.shape != plan.shapes[name]:
+                raise ValueError(
+                    f"backward: the gradient of {name!r} has shape {tensor.shape}; "
+                    f"expected {plan.shapes[name]}, the shape of its map"
+                )
+            target = plan.resolve(name)
+            if target == "data":
+                raise ValueError(f"backward: {name!r} is the input itself")
+            if target in given:
+                total = _C.tensor(given[target], device=plan.device)
+                ops.add_(total, tensor)
+                tensor = total
+            given[target] = tensor
+        return given
+
+
+class _Backward:
+    """One walk back through a run's steps; two buffers hold the gradients of maps in turn."""
+
+    def __init__(
+        self,
+        run: Run,
+        given: dict[str, _C.Tensor],
+        steps: Sequence[Step],
+        grads: Mapping[str, _C.Tensor] | None,
+        accumulate: bool,
+        ready: Callable[[tuple[str, ...]], None] | None,
+    ) -> None:
+        self.run = run
+        self.plan = run._plan
+        self.maps = run._maps
+        self.given = given
+        self.steps = steps
+        self.grads = grads
+        self.accumulate = accumulate
+        self.ready = ready
+        self.done: dict[str, _C.Tensor] = {}
+        arena = self.plan.backward_arena(steps, weights=grads is not None)
+        views = arena.views(self.plan.device)
+        self.buffers = [views["buffer0"], views["buffer1"]]
+        self.workspace = views["workspace"]
+
+    def buffer(self, shape: Shape) -> Any:
+        """The buffer that does not hold the current gradient."""
+        self.buffers.reverse()
+        return self.buffers[0].view(0, shape, "float32")
+
+    def walk(self, input: bool) -> _C.Tensor | None:
+        """Go from the last step to the first; returns the input's gradient if asked for."""
+        d: Any = None  # gradient with respect to the current step's result
+        owned = False  # whether d lies in a buffer, so that it may be changed
+        for step in reversed(self.steps):
+            d, owned = self.meet(step.result, d, owned)
+            further = step is not self.steps[0]
+            dx = None
+            if further or input:
+                shape = self.plan.shapes[step.source]
+                dx = self.buffer(shape) if further else _C.empty(shape, device=self.plan.device)
+            if d is not None or any(name in self.given for name in step.covers):
+                self.step(step, d, owned, dx)
+            else:
+                dx = None
+            d, owned = dx, dx is not None
+        return d if input else None
+
+    def meet(self, name: str, d: Any, owned: bool) -> tuple[Any, bool]:
+        """Add the gradient that enters at map `name`, if any, to the one that came from above."""
+        entering = self.given.get(name)
+        if entering is None:
+            return d, owned
+        if d is None:
+            return entering, False
+        if not owned:
+            d = _C.tensor(d, device=self.plan.device)
+        ops.add_(d, entering)
+        return d, True
+
+    def step(self, step: Step, d: Any, owned: bool, dx: Any) -> None:
+        """Gradients of one step: to its weights, and to its input into `dx` unless that is None."""
+        layer, plan, maps = step.layer, self.plan, self.maps
+        if layer.kind in ("conv", "linear"):
+            y: Any = maps[step.result] if step.relu else None
+            index: Any = maps[f"{step.result}.index"] if step.pool else None
+            if any(name in self.given for name in step.covers[:-1]):
+                d, owned, y, index = self.unfuse(step, d, owned)
+            if layer.kind == "conv":
+                self.conv(step, d, y, index, dx)
+            else:
+                self.linear(step, d, owned, y, dx)
+        elif dx is not None:
+            if layer.kind == "pool":
+                ops.max_pool2d_backward(d, maps[f"{step.result}.index"], plan.shapes[step.source], out=dx)
+            elif layer.kind == "relu":
+                ops.relu_backward(d, maps[step.result], out=dx)
+            elif layer.kind == "lrn":
+                ops.lrn_backward(d, maps[step.source], out=dx)
+            else:  # dropout; nothing enters above soft-max
+                rng = self.run._rng
+                assert rng is not None
+                p = self.run._model.dropout
+                ops.dropout_backward(d, p, rng.seed, rng.rows, _purpose(layer), out=dx)
+
+    def unfuse(self, step: Step, d: Any, owned: bool) -> tuple[Any, bool, None, None]:
+        """Undo pooling and ReLU one by one, since gradients enter between them."""
+        conv, relu = step.covers[0], step.covers[1]
+        if step.pool and d is not None:
+            index = self.maps[f"{step.result}.index"]
+            d, owned = ops.max_pool2d_backward(d, index, self.plan.shapes[relu]), True
+        if step.pool:  # without pooling the ReLU is the step's result, which has met its gradient
+            d, owned = self.meet(relu, d, owned)
+        if d is not None:
+            d, owned = ops.relu_backward(d, self.run[relu]), True
+        d, owned = self.meet(conv, d, owned)
+        return d, owned, None, None
+
+    def conv(self, step: Step, d: Any, y: Any, index: Any, dx: Any) -> None:
+        layer, x = step.layer, self.maps[step.source]
+        out = self.out(layer)
+        if out is not None:
+            ops.conv2d_backward_weight(
+                d,
+                x,
+                layer.window,
+                y=y,
+                index=index,
+                out=out,
+                accumulate=self.accumulate,
+                workspace=self.workspace,
+            )
+            self.finish(layer)
+        if dx is not None:
+            w, _ = self.run._weights(layer)
+            ops.conv2d_backward_input(
+                d, w, y=y, index=index, input_shape=x.shape, out=dx, workspace=self.workspace
+            )
+
+    def linear(self, step: Step, d: Any, owned: bool, y: Any, dx: Any) -> None:
+        layer, x = step.layer, self.maps[step.source]
+        if y is not None:
+            d = ops.relu_backward(d, y, out=d if owned else None)
+        out = self.out(layer)
+        if out is not None:
+            ops.linear_backward_weight(
+                d, flat(x), out=out, accumulate=self.accumulate, workspace=self.workspace
+            )
+            self.finish(layer)
+        if dx is not None:
+            w, _ = self.run._weights(layer)
+            ops.linear_backward_input(d, w, out=flat(dx), workspace=self.workspace)
+
+    def out(self, layer: Layer) -> tuple[_C.Tensor, _C.Tensor] | None:
+        if self.grads is None:
+            return None
+        return self.grads[f"{layer.name}.weight"], self.grads[f"{layer.name}.bias"]
+
+    def finish(self, layer: Layer) -> None:
+        """Note a layer's gradients as final, and tell whoever waits for them."""
+        assert self.grads is not None
+        names = tuple(layer.parameter_shapes)
+        self.done.update((name, self.grads[name]) for name in names)
+        if self.ready is not None:
+            self.ready(names)
+
+
+def flat(x: _C.Tensor) -> _C.Tensor:
+    """A batch of maps as rows, (N, H * W * C): what a linear layer takes."""
+    return x.reshape((x.shape[0], math.prod(x.shape[1:])))
+
+
+def _purpose(layer: Layer) -> Purpose:
+    return {"drop6": Purpose.DROP6, "drop7": Purpose.DROP7}[layer.name]
+
+
+def as_input(x: Any, device: str) -> _C.Tensor:
+    """A float32 tensor on `device`: `x` itself when it is one, else a copy that the caller can't change any more."""
+    if isinstance(x, _C.Tensor):
+        return x.to(device=device, dtype="float32")
+    return _C.tensor(np.asarray(x) if isinstance(x, (list, tuple)) else x, dtype="float32", device=device)
