@@ -1,0 +1,38 @@
+# Targets for people who change vggnet. Users need none of these: see README.md.
+PYTHON ?= python3
+CC ?= cc
+
+.PHONY: build test lint nightly sanitize werror bench fashion-mnist parity import-time clean
+
+build: ## the extension in place, for working in the tree
+	$(PYTHON) -m pip install -q -e '.[test]'
+
+test: build ## what CI runs: lint, stubs and every test that takes seconds
+	$(PYTHON) -m pytest
+
+lint: ## formatting and style alone
+	$(PYTHON) -m pytest -q tests/test_lint.py tests/test_lint_c.py
+
+nightly: build ## every layer of every net at full size, and the optional second opinion of torch==2.13.0
+	$(PYTHON) -m pytest -m 'nightly or not nightly'
+
+sanitize: ## the tests of operations and tensors under AddressSanitizer and UndefinedBehaviorSanitizer (gcc)
+	sh tools/sanitize.sh
+
+werror: ## warnings are errors, with both compilers; objects go to a scratch folder
+	sh tools/werror.sh
+
+bench: build ## speed of convolution by layer, see benchmarks/README.md
+	$(PYTHON) -m benchmarks conv2d
+
+fashion-mnist: build ## the longer documented run: all 60,000 images; results are in docs/results.md
+	vggnet train --data fashion-mnist --out runs/fashion-mnist
+
+parity: build ## whole nets against torch==2.13.0 in double precision
+	$(PYTHON) -m pytest -m 'nightly or not nightly' tests/test_parity_torch.py
+
+import-time: ## milliseconds of `import vggnet` beyond NumPy's own
+	$(PYTHON) tools/import_time.py
+
+clean:
+	rm -rf build dist *.egg-info vggnet/*.so .pytest_cache .ruff_cache .mypy_cache
