@@ -1,0 +1,126 @@
+/* kernels/gemm_tile.h: the GEMM microkernel of every ISA, from one source. Contract: struct vgg_gemm_tile, vgg_internal.h.
+ *
+ * The including file defines VL (floats in a vector), MR (rows of the full tile, at most 14) and NAME (the entry), and is
+ * compiled with its ISA's flags; everything here is static. The tile is MR rows by two vectors:
+ *
+ *            b (packed, NR = 2 VL floats a step)
+ *            [ b_lo ][ b_hi ]
+ *   a[0] *   [ lo0  ][ hi0  ]      acc stays in registers for the whole sum: 2 MR accumulators, two of b, one of a
+ *   a[1] *   [ lo1  ][ hi1  ]      that is broadcast from memory: 14 x 2 of 32 zmm, 6 x 2 of 16 ymm
+ *    ...         ...
+ *
+ * A sum runs over t, then p, in that order, in one accumulator per element: a result does not depend on where in a tile
+ * its row was, nor on mr. Rows beyond mr do not exist: there is one specialisation for each mr. */
+#include "kernels.h"
+
+#include <string.h>
+
+enum { NR = 2 * VL };
+
+typedef float vec __attribute__((vector_size(VL * 4)));
+typedef int32_t mask __attribute__((vector_size(VL * 4)));
+
+static inline vec load(const float *p)
+{
+    vec v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+static inline void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
+
+/* max(v, 0) that lets NaN through: v < 0 is false for it. */
+static inline vec relu(vec v)
+{
+    const vec zero = { 0 };
+    return (vec)((mask)v & ~(mask)(v < zero));
+}
+
+static inline vec epilogue(vec acc, const float *c, const float *bias, const struct vgg_gemm_tile *t)
+{
+    if (t->beta)
+        acc += load(c);
+    if (bias != NULL)
+        acc += load(bias);
+    return t->relu ? relu(acc) : acc;
+}
+
+/* One row of the tile to memory, through a buffer of full width where nr is short. */
+static inline void finish(const struct vgg_gemm_tile *t, vec lo, vec hi, float *c)
+{
+    if (t->nr == NR) {
+        store(c, epilogue(lo, c, t->bias, t));
+        store(c + VL, epilogue(hi, c + VL, t->bias == NULL ? NULL : t->bias + VL, t));
+        return;
+    }
+    float row[NR] = { 0 }, bias[NR] = { 0 };
+    if (t->beta)
+        memcpy(row, c, t->nr * sizeof *row);
+    if (t->bias != NULL)
+        memcpy(bias, t->bias, t->nr * sizeof *bias);
+    store(row, epilogue(lo, row, t->bias == NULL ? NULL : bias, t));
+    store(row + VL, epilogue(hi, row + VL, t->bias == NULL ? NULL : bias + VL, t));
+    memcpy(c, row, t->nr * sizeof *row);
+}
+
+#define EACH_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13)
+
+/* A row's element is base[i / 3] + (i % 3) * a_row: x86 adds one or two strides in the addressing mode, so fourteen rows
+ * take five pointers. */
+#define DECLARE(i) vec lo##i = { 0 }, hi##i = { 0 };
+#define BASE(i)                                             \
+    const char *a##i = NULL;                                \
+    if (mr > 3 * i)                                         \
+        a##i = (const char *)(a + 3 * i * t->a_row);
+#define ADVANCE(i)                                          \
+    if (mr > 3 * i)                                         \
+        a##i += a_col;
+#define AT(base, times) (*(const float *)((base) + (times) * a_row))
+#define STEP(i, base, times)                                \
+    if (mr > i) {                                           \
+        const float x = AT(base, times);                    \
+        lo##i += x * b_lo;                                  \
+        hi##i += x * b_hi;                                  \
+    }
+#define FINISH(i)                                           \
+    if (mr > i)                                             \
+        finish(t, lo##i, hi##i, t->c + i * t->c_row);
+
+/* mr is a constant wherever this is inlined. */
+static inline __attribute__((always_inline)) void tile(const struct vgg_gemm_tile *t, const size_t mr)
+{
+    EACH_ROW(DECLARE)
+    const ptrdiff_t a_row = (ptrdiff_t)(t->a_row * sizeof(float)), a_col = (ptrdiff_t)(t->a_col * sizeof(float));
+    const float *a = t->a, *b_start = t->b;
+    for (size_t run = 0; run < t->runs; run++) {
+        BASE(0) BASE(1) BASE(2) BASE(3) BASE(4)
+        const float *b = b_start;
+        for (size_t p = t->k; p != 0; p--) {
+            const vec b_lo = load(b), b_hi = load(b + VL);
+            STEP(0, a0, 0) STEP(1, a0, 1) STEP(2, a0, 2)
+            STEP(3, a1, 0) STEP(4, a1, 1) STEP(5, a1, 2)
+            STEP(6, a2, 0) STEP(7, a2, 1) STEP(8, a2, 2)
+            STEP(9, a3, 0) STEP(10, a3, 1) STEP(11, a3, 2)
+            STEP(12, a4, 0) STEP(13, a4, 1)
+            b += NR;
+            ADVANCE(0) ADVANCE(1) ADVANCE(2) ADVANCE(3) ADVANCE(4)
+        }
+        a += t->a_run;
+        b_start += t->b_run;
+    }
+    EACH_ROW(FINISH)
+}
+
+/* The specialisations, one for each mr up to MR. */
+#define SPECIALISE(i)                                       \
+    case i + 1:                                             \
+        if (i < MR)                                         \
+            tile(t, i + 1);                                 \
+        break;
+
+void NAME(const struct vgg_gemm_tile *t)
+{
+    switch (t->mr) {
+        EACH_ROW(SPECIALISE)
+    }
+}

@@ -1,0 +1,54 @@
+/* kernels/kernels.c: the table of microkernels and the choice among them. */
+#include "kernels.h"
+
+#include <string.h>
+
+static const struct vgg_gemm_kernel table[] = {
+#define KERNEL(slot, function, isa, mr, nr) { #function, isa, mr, nr, function },
+#define PEAK(function, isa, vl)
+#include "kernels.def"
+#undef KERNEL
+#undef PEAK
+};
+enum { TABLE_ROWS = sizeof table / sizeof *table };
+
+static atomic_size_t uses[TABLE_ROWS];
+static const struct vgg_gemm_kernel *_Atomic selected = &table[0]; /* scalar until vgg_kernels_init */
+
+const struct vgg_gemm_kernel *vgg_gemm(void) { return atomic_load_explicit(&selected, memory_order_relaxed); }
+
+enum vgg_isa vgg_isa_selected(void) { return vgg_gemm()->isa; }
+
+enum vgg_status vgg_kernels_init(const char *isa, struct vgg_error *error)
+{
+    enum vgg_isa best = vgg_isa_best(), cap = best;
+    if (isa != NULL && *isa != '\0') {
+        for (cap = VGG_ISA_SCALAR; cap < VGG_ISA_COUNT && strcmp(isa, vgg_isa_name(cap)) != 0;)
+            cap++;
+        if (cap == VGG_ISA_COUNT)
+            return vgg_fail(error, VGG_INVALID_ARGUMENT, "isa: got '%.40s'; expected 'scalar', 'avx2' or 'avx512'", isa);
+        if (cap > best)
+            return vgg_fail(error, VGG_UNSUPPORTED, "isa: got '%s'; expected at most '%s' because this CPU has no more", isa,
+                            vgg_isa_name(best));
+    }
+    for (size_t i = 0; i < TABLE_ROWS; i++)
+        if (table[i].isa <= cap)
+            atomic_store(&selected, &table[i]);
+    return VGG_OK;
+}
+
+const struct vgg_gemm_kernel *vgg_kernels(size_t *count)
+{
+    *count = TABLE_ROWS;
+    return table;
+}
+
+size_t vgg_kernel_uses(const struct vgg_gemm_kernel *kernel)
+{
+    return atomic_load_explicit(&uses[kernel - table], memory_order_relaxed);
+}
+
+void vgg_kernel_count_use(const struct vgg_gemm_kernel *kernel)
+{
+    atomic_fetch_add_explicit(&uses[kernel - table], 1, memory_order_relaxed);
+}
