@@ -1,0 +1,29 @@
+"""Labelled images: a folder per class, Fashion-MNIST, the bundled sample, arrays; and reading them ahead.
+
+Everything that trains or evaluates takes a `Dataset`: anything with `classes`, `labels`, `image(i)` and
+`name(i)`. Images are uint8, channels last, of any size; rescaling and cropping come later (paper, sections
+3.1 and 3.2).
+"""
+
+from __future__ import annotations
+
+from .base import ArrayDataset, Dataset, DatasetNotFoundError, Subset, split
+from .fashion_mnist import FASHION_MNIST_CLASSES, FASHION_MNIST_DIR, FashionMNIST, sample
+from .folder import ImageFolder
+from .loader import Batch, Broken, Loader
+
+__all__ = [
+    "FASHION_MNIST_CLASSES",
+    "FASHION_MNIST_DIR",
+    "ArrayDataset",
+    "Batch",
+    "Broken",
+    "Dataset",
+    "DatasetNotFoundError",
+    "FashionMNIST",
+    "ImageFolder",
+    "Loader",
+    "Subset",
+    "sample",
+    "split",
+]
