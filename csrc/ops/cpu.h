@@ -4,6 +4,8 @@
 
 #include "../vgg_internal.h"
 
+#include <string.h>
+
 /* Threads worth waking for `work` bytes of memory traffic, or as much arithmetic: small calls run as the caller's own tasks.
  * The partition into tasks never depends on it. */
 static inline int vgg_cpu_threads(const struct vgg_context *ctx, size_t work)
@@ -16,6 +18,17 @@ static inline size_t vgg_chunk(size_t *end, size_t task, size_t chunk, size_t si
 {
     *end = vgg_min_size(size, (task + 1) * chunk);
     return task * chunk;
+}
+
+/* condition ? x : 0, as a mask: compilers make a conditional load of the other form, and then neither vectorise the loop nor
+ * predict its branch. */
+static inline float vgg_keep(bool condition, float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits &= 0u - (uint32_t)condition;
+    memcpy(&x, &bits, sizeof x);
+    return x;
 }
 
 /* ops/backend_cpu.c */

@@ -39,14 +39,14 @@ static void dropout_task(void *argument, size_t task, int thread)
     size_t row = task / d->chunks, end, begin = vgg_chunk(&end, task % d->chunks, CHUNK, s->c);
     float *y = d->y + row * s->c;
     const float *x = d->x + row * s->c;
-    float kept = 1 / (1 - s->p);
-    for (size_t j = begin; j < end; j += 4) {
-        uint32_t word[4];
-        vgg_philox(word, s->seed, (uint64_t)d->rows[row], s->purpose, (uint32_t)(j / 4));
-        size_t count = vgg_min_size(4, end - j);
-        for (size_t i = 0; i < count; i++)
-            y[j + i] = (float)(word[i] >> 8) * 0x1p-24f < s->p ? 0 : x[j + i] * kept;
-    }
+    float p = s->p, kept = 1 / (1 - p);
+    uint32_t words[CHUNK];
+    float values[CHUNK]; /* y may be x, but the stack aliases nothing */
+    for (size_t j = begin; j < end; j += 4)
+        vgg_philox(words + (j - begin), s->seed, (uint64_t)d->rows[row], s->purpose, (uint32_t)(j / 4));
+    for (size_t j = 0; j < end - begin; j++)
+        values[j] = vgg_keep((float)(int32_t)(words[j] >> 8) * 0x1p-24f >= p, x[begin + j] * kept);
+    memcpy(y + begin, values, (end - begin) * sizeof(float));
 }
 
 enum vgg_status vgg_cpu_dropout(struct vgg_context *ctx, float *y, const float *x, const int64_t *rows,

@@ -95,7 +95,7 @@ static void take_winner(float *restrict dx, const float *restrict dy, const uint
                         size_t count)
 {
     for (size_t j = 0; j < count; j++)
-        dx[j] = index[j] == place ? dy[j] : 0;
+        dx[j] = vgg_keep(index[j] == place, dy[j]);
 }
 
 /* The places that window (i, j) has, as bits. */

@@ -62,11 +62,11 @@ enum vgg_status vgg_cpu_random_uniform(struct vgg_context *ctx, float *x, size_t
 
 /* ------------------------------------------------------------------------------------------------ normal */
 
-/* ln((k + 1) 2^-30), 0 <= k < 2^30: exponent apart, mantissa m in [sqrt(1/2), sqrt(2)), and with t = (m - 1) / (m + 1)
+/* ln((k + 1) 2^-24), 0 <= k < 2^24: exponent apart, mantissa m in [sqrt(1/2), sqrt(2)), and with t = (m - 1) / (m + 1)
  * ln m = 2 (t + t^3/3 + t^5/5 + t^7/7 + t^9/9), which leaves out less than 3e-9 of it. */
 static inline float logarithm(uint32_t k)
 {
-    float u = (float)(int32_t)(k + 1) * 0x1p-30f, m;
+    float u = (float)(int32_t)(k + 1) * 0x1p-24f, m;
     uint32_t bits;
     memcpy(&bits, &u, sizeof bits);
     const uint32_t root_half = 0x3F3504F3; /* the bits of sqrt(1/2) */
@@ -78,12 +78,12 @@ static inline float logarithm(uint32_t k)
     return 2 * series + (float)exponent * 0.693147181f;
 }
 
-/* Box-Muller: r (cos a, sin a) with r = sqrt(-2 ln u), u = ((words[0] >> 2) + 1) 2^-30, a = words[1] 2^-32 turns. The turn is
- * brought to an eighth either side of a quarter in integers, so a's rounding is relative to what is left. */
+/* Box-Muller: r (cos a, sin a) with r = sqrt(-2 ln u), u = ((words[0] >> 8) + 1) 2^-24, a = words[1] 2^-32 turns. The turn is
+ * brought to an eighth either side of a quarter in integers, so a's rounding is relative to what is left. u > 0, and |x| <= 5.8 scale. */
 static void normal(float *restrict x, const uint32_t *restrict words, size_t count, float scale)
 {
     for (size_t j = 0; j < count; j += 2) {
-        float r = sqrtf(-2 * logarithm(words[j] >> 2)) * scale;
+        float r = sqrtf(-2 * logarithm(words[j] >> 8)) * scale;
         uint32_t quarter = (words[j + 1] + 0x20000000u) >> 30;
         float a = (float)(int32_t)(words[j + 1] - (quarter << 30)) * 1.46291808e-9f; /* 2 pi 2^-32 */
         float aa = a * a;

@@ -47,12 +47,12 @@ static void relu_backward_chunk(void *argument, size_t task, int thread)
     if (e->out == e->a) {
         float *restrict dx = e->out;
         for (size_t j = begin; j < end; j++)
-            dx[j] = y[j] > 0 ? dx[j] : 0;
+            dx[j] = vgg_keep(y[j] > 0, dx[j]);
     } else {
         float *restrict dx = e->out;
         const float *restrict dy = e->a;
         for (size_t j = begin; j < end; j++)
-            dx[j] = y[j] > 0 ? dy[j] : 0;
+            dx[j] = vgg_keep(y[j] > 0, dy[j]);
     }
 }
 
