@@ -182,8 +182,13 @@ enum vgg_status vgg_cross_entropy_check(struct vgg_softmax *s, const struct vgg_
  * position) alone: no generator state, on any device, in any order.
  * Uniform in [0, 1): (word >> 8) * 2^-24.
  *
- *   dropout: y[n][j] = word j of (seed, rows[n], purpose), uniform, < p ? 0 : x[n][j] / (1 - p);   y may alias x
- *            backward is the same function of dy. 0 <= p < 1; p == 0 copies.
+ *   dropout: y[n][j] = word j of (seed, rows[n], purpose), uniform, < p ? 0 : x[n][j] * (1 / (1 - p));   y may alias x
+ *            backward is the same function of dy. 0 <= p < 1; p == 0 copies. The factor is rounded to float32 before.
+ *   random_uniform: x[j] = ((word >> 8) * 2^-23 - 1) * scale of word j of (seed, 0, purpose): in [-scale, scale)
+ *   random_normal:  Box-Muller over words 2i and 2i + 1 of (seed, 0, purpose), whatever count is:
+ *            r = sqrt(-2 ln u) * scale,   u = ((word 2i >> 8) + 1) * 2^-24,   a = word 2i+1 * 2^-32 * 2 pi
+ *            x[2i] = r cos a,   x[2i + 1] = r sin a
+ *            ln, cos and sin are the polynomials of ops/random.c in float32, every operation rounded, in its order.
  */
 struct vgg_dropout {
     size_t n, c;
@@ -205,7 +210,9 @@ struct vgg_sgd {
 /* ------------------------------------------------------------------------------------------------ augmentation
  *
  * (paper, section 3.1) image[i], uint8 (height, width, c), to x[i][h][w][c], float32 (size, size):
- *   x[i][h][w][ch] = image[top + h][left + (mirror ? size - 1 - w : w)][ch] + shift[ch] - mean[ch]
+ *   x[i][h][w][ch] = image[top + h][left + (mirror ? size - 1 - w : w)][ch] + (shift[ch] - mean[ch])
+ *
+ * A crop that does not lie inside its image is VGG_INVALID_ARGUMENT; nothing is written then.
  */
 struct vgg_crop {
     const uint8_t *image; /* host memory, C-contiguous (height, width, c) */
@@ -308,8 +315,8 @@ struct vgg_backend {
     enum vgg_status (*augment)(struct vgg_context *ctx, float *x, const struct vgg_crop *crops, const struct vgg_augment *s);
     enum vgg_status (*unfold)(struct vgg_context *ctx, float *y, const float *x, const struct vgg_unfold *s);
 
-    /* x[j] from words of (seed, row 0, purpose): normal (mean 0, deviation scale; Box-Muller over word pairs) or uniform in
-     * [-scale, scale). */
+    /* x[j] from words of (seed, row 0, purpose): normal (mean 0, deviation scale) or uniform in [-scale, scale); see "random
+     * numbers" above. */
     enum vgg_status (*random_normal)(struct vgg_context *ctx, float *x, size_t count, float scale, uint64_t seed,
                                      uint32_t purpose);
     enum vgg_status (*random_uniform)(struct vgg_context *ctx, float *x, size_t count, float scale, uint64_t seed,

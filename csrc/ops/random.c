@@ -78,6 +78,18 @@ static inline float logarithm(uint32_t k)
     return 2 * series + (float)exponent * 0.693147181f;
 }
 
+/* odd ? a : b with the sign bit turned by `sign`; without a branch, which would be a coin's throw. */
+static inline float choose(uint32_t odd, float a, float b, uint32_t sign)
+{
+    uint32_t bits_a, bits_b;
+    memcpy(&bits_a, &a, sizeof bits_a);
+    memcpy(&bits_b, &b, sizeof bits_b);
+    bits_b ^= (bits_a ^ bits_b) & (0u - odd);
+    bits_b ^= sign;
+    memcpy(&b, &bits_b, sizeof b);
+    return b;
+}
+
 /* Box-Muller: r (cos a, sin a) with r = sqrt(-2 ln u), u = ((words[0] >> 8) + 1) 2^-24, a = words[1] 2^-32 turns. The turn is
  * brought to an eighth either side of a quarter in integers, so a's rounding is relative to what is left. u > 0, and |x| <= 5.8 scale. */
 static void normal(float *restrict x, const uint32_t *restrict words, size_t count, float scale)
@@ -89,9 +101,9 @@ static void normal(float *restrict x, const uint32_t *restrict words, size_t cou
         float aa = a * a;
         float sine = a + a * aa * (-1.0f / 6 + aa * (1.0f / 120 + aa * (-1.0f / 5040 + aa * (1.0f / 362880))));
         float cosine = 1 + aa * (-0.5f + aa * (1.0f / 24 + aa * (-1.0f / 720 + aa * (1.0f / 40320))));
-        float across = quarter & 1 ? sine : cosine, up = quarter & 1 ? cosine : sine;
-        x[j] = (quarter + 1) & 2 ? -r * across : r * across; /* the cosine is negative in quarters 1 and 2, */
-        x[j + 1] = quarter & 2 ? -r * up : r * up;           /* the sine in 2 and 3 */
+        /* The cosine is negative in quarters 1 and 2, the sine in 2 and 3. */
+        x[j] = r * choose(quarter & 1, sine, cosine, ((quarter + 1) & 2) << 30);
+        x[j + 1] = r * choose(quarter & 1, cosine, sine, (quarter & 2) << 30);
     }
 }
 
