@@ -8,8 +8,7 @@ struct augmentation {
 };
 
 /* One image. */
-static void augment_task(void *argument, size_t task, int thread)
-{
+static void augment_task(void *argument, size_t task, int thread) {
     (void)thread;
     const struct augmentation *a = argument;
     const struct vgg_augment *s = a->s;
@@ -33,8 +32,7 @@ static void augment_task(void *argument, size_t task, int thread)
     }
 }
 
-enum vgg_status vgg_cpu_augment(struct vgg_context *ctx, float *x, const struct vgg_crop *crops, const struct vgg_augment *s)
-{
+enum vgg_status vgg_cpu_augment(struct vgg_context *ctx, float *x, const struct vgg_crop *crops, const struct vgg_augment *s) {
     if (s->c < 1 || s->c > 4)
         return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "augment: images have %zu channels; expected 1 to 4", s->c);
     if (s->size == 0)
@@ -48,7 +46,7 @@ enum vgg_status vgg_cpu_augment(struct vgg_context *ctx, float *x, const struct 
                             "because image %zu is %zu by %zu",
                             i, crop->top, crop->left, s->size, i, crop->height, crop->width);
     }
-    struct augmentation a = { x, crops, s };
+    struct augmentation a = {x, crops, s};
     vgg_parallel_for(vgg_cpu_threads(ctx, s->n * s->size * s->size * s->c * sizeof(float)), s->n, augment_task, &a);
     return VGG_OK;
 }

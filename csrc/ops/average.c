@@ -12,11 +12,10 @@ struct averaging {
     size_t devices, size;
 };
 
-static void average_task(void *argument, size_t task, int thread)
-{
+static void average_task(void *argument, size_t task, int thread) {
     (void)thread;
     const struct averaging *a = argument;
-    double sum[CHUNK] = { 0 };
+    double sum[CHUNK] = {0};
     size_t end, begin = vgg_chunk(&end, task, CHUNK, a->size), count = end - begin;
     for (size_t d = 0; d < a->devices; d++) {
         const float *restrict grad = a->grad[d] + begin;
@@ -32,11 +31,10 @@ static void average_task(void *argument, size_t task, int thread)
 }
 
 enum vgg_status vgg_cpu_average(struct vgg_context *const *ctx, float *const *grad, const double *weight, size_t devices,
-                                size_t size)
-{
+                                size_t size) {
     if (devices == 0) /* no context, so no place for a message */
         return VGG_INVALID_ARGUMENT;
-    struct averaging a = { .grad = grad, .weight = weight, .devices = devices, .size = size };
+    struct averaging a = {.grad = grad, .weight = weight, .devices = devices, .size = size};
     for (size_t d = 0; d < devices; d++) {
         if (!isfinite(weight[d]) || weight[d] < 0)
             return vgg_fail(ctx[0]->error, VGG_INVALID_ARGUMENT, "average_gradients: weight %zu is %g; expected a number >= 0",

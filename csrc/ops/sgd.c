@@ -12,8 +12,7 @@ struct descent {
     const struct vgg_sgd *s;
 };
 
-static void sgd_task(void *argument, size_t task, int thread)
-{
+static void sgd_task(void *argument, size_t task, int thread) {
     (void)thread;
     const struct descent *d = argument;
     /* The tensors' chunks are one list; a net has few tensors, so a task walks to its own. */
@@ -31,12 +30,11 @@ static void sgd_task(void *argument, size_t task, int thread)
 }
 
 enum vgg_status vgg_cpu_sgd(struct vgg_context *ctx, float *const *param, float *const *velocity, const float *const *grad,
-                            const size_t *sizes, size_t count, const struct vgg_sgd *s)
-{
+                            const size_t *sizes, size_t count, const struct vgg_sgd *s) {
     const struct {
         const char *name;
         float value;
-    } options[] = { { "lr", s->lr }, { "momentum", s->momentum }, { "weight_decay", s->weight_decay } };
+    } options[] = {{"lr", s->lr}, {"momentum", s->momentum}, {"weight_decay", s->weight_decay}};
     for (size_t i = 0; i < sizeof options / sizeof *options; i++)
         if (!isfinite(options[i].value))
             return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT,
@@ -47,7 +45,7 @@ enum vgg_status vgg_cpu_sgd(struct vgg_context *ctx, float *const *param, float 
         tasks += vgg_ceil_div(sizes[t], CHUNK);
         total += sizes[t];
     }
-    struct descent d = { param, velocity, grad, sizes, s };
+    struct descent d = {param, velocity, grad, sizes, s};
     vgg_parallel_for(vgg_cpu_threads(ctx, total * 3 * sizeof(float)), tasks, sgd_task, &d);
     return VGG_OK;
 }

@@ -3,8 +3,7 @@
 
 #include <string.h>
 
-enum vgg_status vgg_unfold_check(struct vgg_unfold *s, const struct vgg_array *x, struct vgg_error *error)
-{
+enum vgg_status vgg_unfold_check(struct vgg_unfold *s, const struct vgg_array *x, struct vgg_error *error) {
     VGG_TRY(vgg_expect_dtype("unfold", "x", x, VGG_FLOAT32, error));
     VGG_TRY(vgg_expect_ndim("unfold", "x", x, 4, error));
     s->n = x->shape[0];
@@ -18,7 +17,7 @@ enum vgg_status vgg_unfold_check(struct vgg_unfold *s, const struct vgg_array *x
         return vgg_fail(error, VGG_INVALID_ARGUMENT,
                         "unfold: x has shape %s; expected a height and a width of %zu or more because size is %zu",
                         vgg_shape_text(text, sizeof text, x->shape, 4), s->size, s->size);
-    size_t result[6] = { s->n, s->h - s->size + 1, s->w - s->size + 1, s->size, s->size, s->c }, bytes;
+    size_t result[6] = {s->n, s->h - s->size + 1, s->w - s->size + 1, s->size, s->size, s->c}, bytes;
     if (!vgg_shape_bytes(&bytes, result, 6, sizeof(float)))
         return vgg_fail(error, VGG_INVALID_ARGUMENT, "unfold: the windows of size %zu of x, of shape %s, are too many bytes",
                         s->size, vgg_shape_text(text, sizeof text, x->shape, 4));
@@ -33,8 +32,7 @@ struct unfolding {
 };
 
 /* The windows of one row of positions. */
-static void unfold_task(void *argument, size_t task, int thread)
-{
+static void unfold_task(void *argument, size_t task, int thread) {
     (void)thread;
     const struct unfolding *u = argument;
     const struct vgg_unfold *s = u->s;
@@ -45,9 +43,8 @@ static void unfold_task(void *argument, size_t task, int thread)
             memcpy(y, u->x + ((image * s->h + i + r) * s->w + j) * s->c, run * sizeof(float));
 }
 
-enum vgg_status vgg_cpu_unfold(struct vgg_context *ctx, float *y, const float *x, const struct vgg_unfold *s)
-{
-    struct unfolding u = { y, x, s, s->h - s->size + 1, s->w - s->size + 1 };
+enum vgg_status vgg_cpu_unfold(struct vgg_context *ctx, float *y, const float *x, const struct vgg_unfold *s) {
+    struct unfolding u = {y, x, s, s->h - s->size + 1, s->w - s->size + 1};
     if (s->c == 0)
         return VGG_OK;
     size_t bytes = s->n * u.oh * u.ow * s->size * s->size * s->c * sizeof(float);
