@@ -68,7 +68,13 @@ def test_preprocessing_refuses(change, message):
 
 def test_preprocessing_from_dict_refuses_other_fields():
     good = Preprocessing((0, 0, 0)).to_dict()
-    for bad in ({}, good | {"std": 1}, {k: v for k, v in good.items() if k != "mean"}, None, good | {"mean": 3}):
+    for bad in (
+        {},
+        good | {"std": 1},
+        {k: v for k, v in good.items() if k != "mean"},
+        None,
+        good | {"mean": 3},
+    ):
         with pytest.raises(WeightsError, match="preprocessing"):
             Preprocessing.from_dict(bad)
 
@@ -97,7 +103,9 @@ def near(a, b, mean_tolerance):
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".bmp", ".tif"])
 def test_rgb_is_exact(tmp_path, pixels, suffix):
     options = {"lossless": True, "exact": True} if suffix == ".webp" else {}
-    np.testing.assert_array_equal(both_ways(Image.fromarray(pixels), tmp_path / f"a{suffix}", **options), pixels)
+    np.testing.assert_array_equal(
+        both_ways(Image.fromarray(pixels), tmp_path / f"a{suffix}", **options), pixels
+    )
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp"])

@@ -123,11 +123,9 @@ def test_normal(count):
     words = philox.words(123, 0, 1 << 16, count + 4)
     pairs = [philox.normal_pair(*words[j : j + 2]) for j in range(0, count + 1, 2)]
     expected = np.float64(np.float32(0.01)) * np.array(pairs).reshape(-1)[:count]
-    # u rounds to 24 bits, which moves ln u by eps / 2 and the radius r to sqrt(r^2 + eps); the rest is a
-    # dozen roundings of the radius and of a cosine or sine.
+    # A dozen roundings of the logarithm, of the cosine or sine and of their product.
     radius = np.repeat(np.hypot(*np.array(pairs).T), 2)[:count]
-    bound = 0.01 * (np.sqrt(radius**2 + EPS32) - radius + 8 * EPS32 * radius)
-    assert_within(x.numpy(), expected, bound)
+    assert_within(x.numpy(), expected, 8 * EPS32 * 0.01 * radius)
 
 
 def test_random_tensors_look_random(threads):

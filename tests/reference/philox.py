@@ -51,8 +51,8 @@ def uniform(word):
 def normal_pair(word0, word1):
     """Box-Muller: two words -> two independent normal numbers.
 
-    The radius is made from u = (word0 / 4 + 1) 2^-30 in (0, 1], the angle is word1 2^-32 turns.
+    The radius is made from u = (word0 / 256 + 1) 2^-24 in (0, 1], the angle is word1 2^-32 turns.
     """
-    radius = math.sqrt(-2 * math.log(((word0 >> 2) + 1) * 2.0**-30))
+    radius = math.sqrt(-2 * math.log(((word0 >> 8) + 1) * 2.0**-24))
     angle = 2 * math.pi * word1 * 2.0**-32
     return radius * math.cos(angle), radius * math.sin(angle)
