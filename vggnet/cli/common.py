@@ -1,0 +1,208 @@
+"""What the commands share: options, data sets, progress, files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import vggnet as vgg
+
+if TYPE_CHECKING:
+    from ..data import Dataset
+    from ..preprocess import Channels
+
+SIZES = {"k": 10, "m": 20, "g": 30, "t": 40}
+
+
+class UsageError(Exception):
+    """The command line asks for something that cannot be; exit status 2."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, with a sentence on how to go on."""
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of examples, and does not squeeze the help of options into the right half of the
+    terminal."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+
+def add_command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int | None],
+    summary: str,
+    examples: str,
+    *,
+    reports: bool = True,
+) -> argparse.ArgumentParser:
+    """A subcommand with the options that all have."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary, epilog="examples:\n" + examples, formatter_class=Formatter
+    )
+    parser.set_defaults(run=run)
+    common = parser.add_argument_group("common options")
+    common.add_argument(
+        "--device",
+        default="cpu",
+        help='where to compute: "cpu" (default) or a device that "vggnet info" lists',
+    )
+    common.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="CPU threads (default: all cores); results do not depend on it",
+    )
+    common.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of everything drawn at random (default: 0)"
+    )
+    if reports:
+        common.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+def begin(args: argparse.Namespace) -> None:
+    """Apply the common options; an unknown device is an error now, not after the data are read."""
+    if args.threads is not None:
+        vgg.set_num_threads(args.threads)
+    vgg.empty((1,), device=args.device)
+
+
+# ---- types of arguments: argparse reports their errors as usage errors
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return value
+
+
+def fraction(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number between 0 and 1")
+    return value
+
+
+def number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value) or value < 0:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number, 0 or more")
+    return value
+
+
+def positive_list(text: str) -> list[int]:
+    return [positive(part) for part in text.split(",")]
+
+
+def size_in_bytes(text: str) -> int:
+    """ "512M", "2G" or a plain number of bytes."""
+    unit = text[-1:].lower()
+    return positive(text[:-1]) << SIZES[unit] if unit in SIZES else positive(text)
+
+
+# ---- data
+
+
+def open_data(spec: str, part: str, channels: int = 3) -> Dataset:
+    """The data set that ``--data`` names.
+
+    Parameters
+    ----------
+    spec : "sample", "fashion-mnist", "fashion-mnist:DIR" or a folder
+    part : "train", "val" or "test". A folder may have subfolders of these names, each with a folder per
+        class; "test" then takes val/ where there is no test/ (ILSVRC's test labels are secret). A folder
+        without them is taken as it is.
+    """
+    from .. import data
+
+    name, _, directory = spec.partition(":")
+    if name in ("sample", "fashion-mnist"):
+        if part == "val":
+            raise UsageError(f"--data {spec} has the parts train and test, no val")
+        if name == "sample" and not directory:
+            return data.sample(train=part == "train")
+        if name == "fashion-mnist":
+            return data.FashionMNIST(directory or None, train=part == "train")
+    order: Channels = "gray" if channels == 1 else "RGB"
+    root = Path(spec)
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"--data {spec}: no such folder; expected sample, fashion-mnist, "
+            "or a folder with one subfolder of images for each class"
+        )
+    candidates = {"train": ("train",), "val": ("val",), "test": ("test", "val")}[part]
+    for candidate in candidates:
+        if (root / candidate).is_dir():
+            return data.ImageFolder(root / candidate, channels=order)
+    if any((root / candidate).is_dir() for candidate in ("train", "val", "test")):
+        raise FileNotFoundError(f"--data {spec} has no subfolder {' or '.join(candidates)}")
+    return data.ImageFolder(root, channels=order)
+
+
+def data_option(parser: argparse.ArgumentParser, **options: Any) -> None:
+    parser.add_argument(
+        "--data",
+        metavar="DATA",
+        help="sample (in the package), fashion-mnist, fashion-mnist:DIR (its four .gz files), or a folder "
+        "with one subfolder of images for each class, or with train/, val/ and test/ of that kind",
+        **options,
+    )
+
+
+# ---- output
+
+
+class Progress:
+    """``progress(done, total)``: a bar on a terminal, a line every tenth of the way elsewhere; on the
+    standard error."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.bar: Any = None
+        self.next_line = 0.1
+        self.start = time.perf_counter()
+
+    def __call__(self, done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            if self.bar is None:
+                from tqdm import tqdm
+
+                self.bar = tqdm(
+                    total=total, desc=self.what, unit="img", file=sys.stderr, leave=False, dynamic_ncols=True
+                )
+            self.bar.update(done - self.bar.n)
+        elif done >= self.next_line * total:
+            rate = done / max(time.perf_counter() - self.start, 1e-9)
+            print(f"{self.what}: {done}/{total} images, {rate:.1f} images/s", file=sys.stderr, flush=True)
+            self.next_line = math.floor(10 * done / total + 1) / 10
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def columns(rows: Sequence[Sequence[str]], indent: str = "") -> str:
+    """Rows of text as left-aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        (indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()
+        for row in rows
+    )

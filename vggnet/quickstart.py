@@ -1,0 +1,140 @@
+"""The whole main job in a few minutes on a laptop: train a VGG on the bundled images, evaluate it, draw what
+came out."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from . import data, picture, recipes, rng
+from .augment import pixel_statistics
+from .checkpoint import write_text
+from .evaluate import Progress, Protocol, Report, compare
+from .models import VGG
+from .rng import Purpose
+from .train import History, Recipe, fit
+
+PICTURED = 12  # test images in predictions.png
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a quickstart made: the trained net, how it got there, and one report for each protocol."""
+
+    model: VGG
+    history: History
+    reports: list[Report]
+
+
+def protocols(recipe: Recipe, input_size: int) -> list[Protocol]:
+    """One crop, dense, multi-crop and combined for a net trained by a recipe.
+
+    One crop takes the paper's single test scale, the others its three (paper, section 4): the lowest, middle
+    and highest S for scale jittering; S and an eighth less and more for a fixed S (the paper: 256 and 32).
+    """
+    middle = recipe.validation_scale
+    if isinstance(recipe.scale, int):
+        low, high = max(input_size, middle - (middle + 4) // 8), middle + (middle + 4) // 8
+    else:
+        low, high = recipe.scale
+    scales = sorted({low, middle, high})
+    return [
+        Protocol("center", (middle,)),
+        *(Protocol.paper(k, scales) for k in ("dense", "multi-crop", "combined")),
+    ]
+
+
+def run(
+    out: str | os.PathLike[str],
+    *,
+    epochs: int | None = None,
+    images: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    say: Callable[[str], object] = print,
+    progress: Progress | None = None,
+) -> Result:
+    """Train, evaluate and write model, history and pictures to a directory; files of an earlier quickstart
+    are replaced.
+
+    Parameters
+    ----------
+    out : path
+        The directory; made if it is not there.
+    epochs : int, optional
+        Fewer than the recipe's, to try things out.
+    images : int, optional
+        Use only so many of the 5,000 images: four fifths to train, one fifth to test.
+    seed : int
+    device : str
+    say : callable
+        Takes the lines of the report one by one.
+    progress : callable, optional
+        Of the evaluation: ``progress(done, total)``.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)  # an error here should not come after the training
+    arguments, recipe = recipes.quickstart()
+    recipe = replace(recipe, seed=seed, **({} if epochs is None else {"epochs": epochs}))
+    train, test = (_some(data.sample(train=part), images, seed) for part in (True, False))
+    statistics = pixel_statistics(train.image(i) for i in range(len(train)))
+    model = VGG(
+        **arguments,
+        num_classes=len(train.classes),
+        classes=train.classes,
+        mean=statistics.mean,
+        seed=seed,
+        device=device,
+    )
+    if recipe.rgb_shift is not None:
+        recipe = replace(recipe, rgb_covariance=statistics.covariance)
+
+    size, held_out = model.input_size, round(len(train) * recipe.holdout)
+    say(
+        f"Training the convolutions of net {model.config}, with fc6 and fc7 of {model.fc_width}: "
+        f"{model.num_parameters:,} parameters,\non {len(train) - held_out:,} images of Fashion-MNIST "
+        f"at {size} x {size}; the learning rate watches {held_out} others."
+    )
+    history = fit(model, train, None, recipe)
+    model.save(out / "model.safetensors")
+    history.write(out)
+    picture.history(out / "curves.png", history.rows)
+
+    say(f"\nTesting on {len(test):,} images that training never saw:\n")
+    reports = compare([(model, p) for p in protocols(recipe, size)], test, progress=progress)
+    _write_results(out, test, reports, seed)
+    return Result(model, history, reports)
+
+
+def _some(dataset: data.Dataset, images: int | None, seed: int) -> data.Dataset:
+    """A class-balanced part of a data set, in proportion to ``images`` of 5,000."""
+    share = 1.0 if images is None else images / 5000
+    return dataset if share >= 1 else data.split(dataset, share, seed)[1]
+
+
+def _write_results(out: Path, test: data.Dataset, reports: list[Report], seed: int) -> None:
+    """report.json; predictions.png; and one test image of each class as a file, for ``vggnet predict``."""
+    combined = reports[-1]
+    write_text(out / "report.json", "[" + ",\n".join(r.to_json() for r in reports) + "]\n")
+    some = rng.permutation(seed, 0, len(test), Purpose.ORDER)[:PICTURED]
+    assert combined.posteriors is not None
+    picture.predictions(
+        out / "predictions.png",
+        [test.image(int(i)) for i in some],
+        combined.posteriors[some],
+        [int(label) for label in test.labels[some]],
+        test.classes,
+        title=f"{len(some)} test images, drawn at random: true class, and what the net says",
+    )
+    folder = out / "images"
+    folder.mkdir(exist_ok=True)
+    for label, name in enumerate(test.classes):
+        first = int(np.flatnonzero(test.labels == label)[0])
+        file = re.sub("[^a-z]+", "-", name.lower()) + ".png"
+        Image.fromarray(test.image(first)[..., 0]).save(folder / file)
