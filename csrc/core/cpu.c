@@ -1,5 +1,5 @@
 /* core/cpu.c: what the processor and its operating system allow. */
-#include "vgg_internal.h"
+#include "../vgg_internal.h"
 
 #include <unistd.h> /* sysconf */
 

@@ -1,5 +1,5 @@
 /* core/memory.c: the one place that takes memory from the system. */
-#include "vgg_internal.h"
+#include "../vgg_internal.h"
 
 #include <stdlib.h>
 

@@ -1,5 +1,5 @@
 /* core/status.c: statuses, messages, and the checks every operation makes of its arrays. */
-#include "vgg_internal.h"
+#include "../vgg_internal.h"
 
 #include <stdarg.h>
 #include <stdio.h>

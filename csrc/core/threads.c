@@ -7,7 +7,7 @@
  * by an atomic counter. When the caller finds no task left it closes the job, so a worker that wakes late finds no seat and
  * costs nothing, and waits only for those that sat down. */
 #define _GNU_SOURCE /* sched_getaffinity */
-#include "vgg_internal.h"
+#include "../vgg_internal.h"
 
 #include <pthread.h>
 #include <sched.h>

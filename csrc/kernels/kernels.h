@@ -2,7 +2,7 @@
 #ifndef VGG_KERNELS_H
 #define VGG_KERNELS_H
 
-#include "vgg_internal.h"
+#include "../vgg_internal.h"
 
 #define KERNEL(slot, function, isa, mr, nr) void function(const struct vgg_gemm_tile *tile);
 #define PEAK(function, isa, vl) float function(size_t steps);

@@ -1,0 +1,241 @@
+/* ops/conv2d.c: the convolution's checks, its choice of algorithm, and its entries of the backend table. */
+#include "conv2d.h"
+
+#include <string.h>
+
+static const char *const algorithm_names[VGG_ALGORITHM_COUNT] = {
+    [VGG_AUTO] = "auto",
+    [VGG_DIRECT] = "direct",
+    [VGG_WINOGRAD2] = "winograd2",
+    [VGG_WINOGRAD4] = "winograd4",
+    [VGG_WINOGRAD6] = "winograd6",
+};
+
+/* ------------------------------------------------------------------------------------------------ checks */
+
+static enum vgg_status expect_float(const char *op, const char *name, const struct vgg_array *a, int ndim,
+                                    struct vgg_error *error)
+{
+    VGG_TRY(vgg_expect_dtype(op, name, a, VGG_FLOAT32, error));
+    VGG_TRY(vgg_expect_ndim(op, name, a, ndim, error));
+    for (int i = ndim == 4 && strcmp(name, "w") != 0 ? 1 : 0; i < ndim; i++) /* activations may have no image */
+        if (a->shape[i] == 0) {
+            char text[80];
+            return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: %s has shape %s; expected no axis of size 0%s", op, name,
+                            vgg_shape_text(text, sizeof text, a->shape, a->ndim),
+                            strcmp(name, "w") == 0 ? "" : " but the batch");
+        }
+    return VGG_OK;
+}
+
+static enum vgg_status expect_kernel(const char *op, const struct vgg_array *w, struct vgg_error *error)
+{
+    VGG_TRY(expect_float(op, "w", w, 4, error));
+    if (w->shape[1] == w->shape[2] && (w->shape[1] == 1 || w->shape[1] == 3))
+        return VGG_OK;
+    char text[80];
+    return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: w has shape %s; expected (K, 3, 3, C) or (K, 1, 1, C)", op,
+                    vgg_shape_text(text, sizeof text, w->shape, w->ndim));
+}
+
+enum vgg_status vgg_conv2d_check(struct vgg_conv2d *s, const struct vgg_array *x, const struct vgg_array *w,
+                                 const struct vgg_array *b, struct vgg_error *error)
+{
+    VGG_TRY(expect_float("conv2d", "x", x, 4, error));
+    VGG_TRY(expect_kernel("conv2d", w, error));
+    if (w->shape[3] != x->shape[3]) {
+        char got[80];
+        return vgg_fail(error, VGG_INVALID_ARGUMENT,
+                        "conv2d: w has shape %s; expected (K, %zu, %zu, %zu) because x has %zu channels",
+                        vgg_shape_text(got, sizeof got, w->shape, w->ndim), w->shape[1], w->shape[2], x->shape[3],
+                        x->shape[3]);
+    }
+    if (b != NULL) {
+        VGG_TRY(vgg_expect_dtype("conv2d", "b", b, VGG_FLOAT32, error));
+        VGG_TRY(vgg_expect_shape("conv2d", "b", b, w->shape, 1, "w has that many output channels", error));
+    }
+    s->n = x->shape[0];
+    s->h = x->shape[1];
+    s->w = x->shape[2];
+    s->c = x->shape[3];
+    s->k = w->shape[0];
+    s->kernel_size = w->shape[1];
+    if (s->pool == VGG_POOL_FLOOR && (s->h < 2 || s->w < 2))
+        return vgg_fail(error, VGG_INVALID_ARGUMENT,
+                        "conv2d: x is %zu x %zu; expected at least 2 x 2 because its output is pooled, rounding down", s->h,
+                        s->w);
+    return VGG_OK;
+}
+
+/* y and index have dy's shape; with index, the input's height and width must pool to dy's: sets s->pool. */
+static enum vgg_status check_gradient(const char *op, struct vgg_conv2d *s, const struct vgg_array *dy,
+                                      const struct vgg_array *y, const struct vgg_array *index, const char *input,
+                                      struct vgg_error *error)
+{
+    if (y != NULL) {
+        VGG_TRY(vgg_expect_dtype(op, "y", y, VGG_FLOAT32, error));
+        VGG_TRY(vgg_expect_shape(op, "y", y, dy->shape, 4, "dy has that shape", error));
+    }
+    if (index != NULL) {
+        VGG_TRY(vgg_expect_dtype(op, "index", index, VGG_UINT8, error));
+        VGG_TRY(vgg_expect_shape(op, "index", index, dy->shape, 4, "dy has that shape", error));
+    }
+    s->relu = false;
+    s->pool = VGG_POOL_NONE;
+    size_t oh = dy->shape[1], ow = dy->shape[2];
+    if (index == NULL ? oh == s->h && ow == s->w : oh == vgg_pooled(s->h, false) && ow == vgg_pooled(s->w, false)) {
+        s->pool = index == NULL ? VGG_POOL_NONE : VGG_POOL_FLOOR;
+        return VGG_OK;
+    }
+    if (index != NULL && oh == vgg_pooled(s->h, true) && ow == vgg_pooled(s->w, true)) {
+        s->pool = VGG_POOL_CEIL;
+        return VGG_OK;
+    }
+    char text[80];
+    return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: dy has shape %s; expected %s %zu x %zu because %s is %zu x %zu", op,
+                    vgg_shape_text(text, sizeof text, dy->shape, dy->ndim), index == NULL ? "maps of" : "maps of half of",
+                    s->h, s->w, input, s->h, s->w);
+}
+
+enum vgg_status vgg_conv2d_backward_input_check(struct vgg_conv2d *s, const struct vgg_array *dy, const struct vgg_array *w,
+                                                const struct vgg_array *y, const struct vgg_array *index,
+                                                const size_t *input_shape, struct vgg_error *error)
+{
+    static const char op[] = "conv2d_backward_input";
+    VGG_TRY(expect_float(op, "dy", dy, 4, error));
+    VGG_TRY(expect_kernel(op, w, error));
+    if (w->shape[0] != dy->shape[3]) {
+        char got[80];
+        return vgg_fail(error, VGG_INVALID_ARGUMENT,
+                        "%s: w has shape %s; expected (%zu, %zu, %zu, C) because dy has %zu channels", op,
+                        vgg_shape_text(got, sizeof got, w->shape, w->ndim), dy->shape[3], w->shape[1], w->shape[2],
+                        dy->shape[3]);
+    }
+    if (index != NULL && input_shape == NULL)
+        return vgg_fail(error, VGG_INVALID_ARGUMENT,
+                        "%s: input_shape is missing; expected (N, H, W, C) because index un-pools dy", op);
+    s->n = dy->shape[0];
+    s->h = input_shape == NULL ? dy->shape[1] : input_shape[1];
+    s->w = input_shape == NULL ? dy->shape[2] : input_shape[2];
+    s->c = w->shape[3];
+    s->k = w->shape[0];
+    s->kernel_size = w->shape[1];
+    if (input_shape != NULL && (input_shape[0] != s->n || input_shape[3] != s->c || s->h == 0 || s->w == 0)) {
+        char got[80];
+        return vgg_fail(error, VGG_INVALID_ARGUMENT,
+                        "%s: input_shape is %s; expected (%zu, H, W, %zu) because of dy's batch and w's channels", op,
+                        vgg_shape_text(got, sizeof got, input_shape, 4), s->n, s->c);
+    }
+    return check_gradient(op, s, dy, y, index, "the input", error);
+}
+
+enum vgg_status vgg_conv2d_backward_weight_check(struct vgg_conv2d *s, const struct vgg_array *dy, const struct vgg_array *x,
+                                                 const struct vgg_array *y, const struct vgg_array *index,
+                                                 struct vgg_error *error)
+{
+    static const char op[] = "conv2d_backward_weight";
+    if (s->kernel_size != 1 && s->kernel_size != 3)
+        return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: kernel_size is %zu; expected 1 or 3", op, s->kernel_size);
+    VGG_TRY(expect_float(op, "dy", dy, 4, error));
+    VGG_TRY(expect_float(op, "x", x, 4, error));
+    if (dy->shape[0] != x->shape[0])
+        return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: dy has %zu images; expected %zu because x has %zu", op,
+                        dy->shape[0], x->shape[0], x->shape[0]);
+    s->n = x->shape[0];
+    s->h = x->shape[1];
+    s->w = x->shape[2];
+    s->c = x->shape[3];
+    s->k = dy->shape[3];
+    return check_gradient(op, s, dy, y, index, "x", error);
+}
+
+/* ------------------------------------------------------------------------------------------------ the gradient of z */
+
+struct vgg_conv2d_gradient vgg_conv2d_gradient(const struct vgg_conv2d *s, const float *dy, const float *y,
+                                               const uint8_t *index)
+{
+    struct vgg_conv2d_gradient g = { .dy = dy, .y = y, .index = index, .h = s->h, .w = s->w, .k = s->k };
+    g.oh = index == NULL ? s->h : vgg_pooled(s->h, s->pool == VGG_POOL_CEIL);
+    g.ow = index == NULL ? s->w : vgg_pooled(s->w, s->pool == VGG_POOL_CEIL);
+    return g;
+}
+
+void vgg_conv2d_gradient_row(float *restrict row, const struct vgg_conv2d_gradient *g, size_t n, size_t h)
+{
+    size_t i = g->index == NULL ? h : h / 2;
+    if (i >= g->oh) { /* the odd last row, which floor mode does not pool */
+        memset(row, 0, g->w * g->k * sizeof *row);
+        return;
+    }
+    size_t offset = (n * g->oh + i) * g->ow * g->k;
+    const float *restrict dy = g->dy + offset, *restrict y = g->y == NULL ? NULL : g->y + offset;
+    if (g->index == NULL) {
+        if (y == NULL)
+            memcpy(row, dy, g->w * g->k * sizeof *row);
+        else
+            for (size_t j = 0; j < g->w * g->k; j++)
+                row[j] = y[j] > 0 ? dy[j] : 0;
+        return;
+    }
+    const uint8_t *restrict index = g->index + offset;
+    for (size_t column = 0; column < g->w; column++, row += g->k) {
+        size_t j = column / 2;
+        uint8_t place = (uint8_t)(2 * (h & 1) + (column & 1));
+        if (j >= g->ow)
+            memset(row, 0, g->k * sizeof *row);
+        else if (y == NULL)
+            for (size_t k = 0; k < g->k; k++)
+                row[k] = index[j * g->k + k] == place ? dy[j * g->k + k] : 0;
+        else
+            for (size_t k = 0; k < g->k; k++)
+                row[k] = ((index[j * g->k + k] == place) & (y[j * g->k + k] > 0)) ? dy[j * g->k + k] : 0;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------ choice and entries */
+
+enum vgg_algorithm vgg_conv2d_algorithm(const struct vgg_conv2d *s, enum vgg_direction direction)
+{
+    (void)direction;
+    return s->algorithm == VGG_AUTO ? VGG_DIRECT : s->algorithm;
+}
+
+static enum vgg_status expect_algorithm(const struct vgg_context *ctx, const struct vgg_conv2d *s, enum vgg_direction direction)
+{
+    enum vgg_algorithm algorithm = vgg_conv2d_algorithm(s, direction);
+    if (algorithm == VGG_DIRECT)
+        return VGG_OK;
+    return vgg_fail(ctx->error, VGG_UNSUPPORTED,
+                    "conv2d: algorithm '%s' is not in this version; expected 'auto' or 'direct'", algorithm_names[algorithm]);
+}
+
+enum vgg_status vgg_cpu_conv2d_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s,
+                                         enum vgg_direction direction)
+{
+    VGG_TRY(expect_algorithm(ctx, s, direction));
+    return direction == VGG_BACKWARD_WEIGHT ? vgg_conv2d_weight_workspace(ctx, bytes, s)
+                                            : vgg_conv2d_direct_workspace(ctx, bytes, s, direction == VGG_BACKWARD_INPUT);
+}
+
+enum vgg_status vgg_cpu_conv2d(struct vgg_context *ctx, float *y, uint8_t *index, const float *x, const float *w,
+                               const float *b, const struct vgg_conv2d *s)
+{
+    VGG_TRY(expect_algorithm(ctx, s, VGG_FORWARD));
+    return vgg_conv2d_direct(ctx, y, index, x, NULL, w, b, s);
+}
+
+enum vgg_status vgg_cpu_conv2d_backward_input(struct vgg_context *ctx, float *dx, const float *dy, const float *w,
+                                              const float *y, const uint8_t *index, const struct vgg_conv2d *s)
+{
+    VGG_TRY(expect_algorithm(ctx, s, VGG_BACKWARD_INPUT));
+    const struct vgg_conv2d_gradient g = vgg_conv2d_gradient(s, dy, y, index);
+    return vgg_conv2d_direct(ctx, dx, NULL, NULL, &g, w, NULL, s);
+}
+
+enum vgg_status vgg_cpu_conv2d_backward_weight(struct vgg_context *ctx, float *dw, float *db, const float *dy, const float *x,
+                                               const float *y, const uint8_t *index, const struct vgg_conv2d *s, int beta)
+{
+    VGG_TRY(expect_algorithm(ctx, s, VGG_BACKWARD_WEIGHT));
+    const struct vgg_conv2d_gradient g = vgg_conv2d_gradient(s, dy, y, index);
+    return vgg_conv2d_weight(ctx, dw, db, &g, x, s, beta);
+}

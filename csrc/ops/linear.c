@@ -1,0 +1,358 @@
+/* ops/linear.c: the fully connected layer and its gradients.
+ *
+ * fc6's weights are 411 MB, so they are never packed as a whole:
+ *
+ *   forward          rows of the tile are outputs: w is read in place as A, x is the small, packed operand, and tiles of
+ *                    y transposed are written back through scratch
+ *   input gradient   w is B: blocks of it are copied to panels as they are used, once a call
+ *   weight gradient  a sum over the batch: both operands are small and packed
+ *
+ * Sums over inputs and outputs are blocked, always alike, so a row of a result does not depend on the batch. */
+#include "workspace.h"
+
+#include <string.h>
+
+enum {
+    BLOCK = 1024,         /* of a sum: a panel of it stays in the L2 cache */
+    ROW_BLOCK = 64,       /* outputs of a task of the forward pass, about */
+    COLUMN_PANELS = 16,   /* panels of inputs of a task of the gradients */
+    W_ROWS = 128,         /* rows of w that the input gradient copies at a time */
+    SMALL_WORK = 1 << 20, /* multiply-adds that are not worth waking a thread for */
+};
+
+/* ------------------------------------------------------------------------------------------------ checks */
+
+static enum vgg_status expect_matrix(const char *op, const char *name, const struct vgg_array *a, bool batch,
+                                     struct vgg_error *error)
+{
+    VGG_TRY(vgg_expect_dtype(op, name, a, VGG_FLOAT32, error));
+    VGG_TRY(vgg_expect_ndim(op, name, a, 2, error));
+    if (a->shape[1] != 0 && (batch || a->shape[0] != 0))
+        return VGG_OK;
+    char text[80];
+    return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: %s has shape %s; expected no axis of size 0%s", op, name,
+                    vgg_shape_text(text, sizeof text, a->shape, a->ndim), batch ? " but the batch" : "");
+}
+
+enum vgg_status vgg_linear_check(struct vgg_linear *s, const struct vgg_array *x, const struct vgg_array *w,
+                                 const struct vgg_array *b, struct vgg_error *error)
+{
+    VGG_TRY(expect_matrix("linear", "x", x, true, error));
+    VGG_TRY(expect_matrix("linear", "w", w, false, error));
+    if (w->shape[1] != x->shape[1]) {
+        char text[80];
+        return vgg_fail(error, VGG_INVALID_ARGUMENT, "linear: w has shape %s; expected (out, %zu) because x has %zu features",
+                        vgg_shape_text(text, sizeof text, w->shape, w->ndim), x->shape[1], x->shape[1]);
+    }
+    if (b != NULL) {
+        VGG_TRY(vgg_expect_dtype("linear", "b", b, VGG_FLOAT32, error));
+        VGG_TRY(vgg_expect_shape("linear", "b", b, w->shape, 1, "w has that many outputs", error));
+    }
+    s->n = x->shape[0];
+    s->in = x->shape[1];
+    s->out = w->shape[0];
+    return VGG_OK;
+}
+
+enum vgg_status vgg_linear_backward_input_check(struct vgg_linear *s, const struct vgg_array *dy, const struct vgg_array *w,
+                                                struct vgg_error *error)
+{
+    static const char op[] = "linear_backward_input";
+    VGG_TRY(expect_matrix(op, "dy", dy, true, error));
+    VGG_TRY(expect_matrix(op, "w", w, false, error));
+    if (w->shape[0] != dy->shape[1]) {
+        char text[80];
+        return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: w has shape %s; expected (%zu, in) because dy has %zu features", op,
+                        vgg_shape_text(text, sizeof text, w->shape, w->ndim), dy->shape[1], dy->shape[1]);
+    }
+    *s = (struct vgg_linear){ .n = dy->shape[0], .in = w->shape[1], .out = w->shape[0] };
+    return VGG_OK;
+}
+
+enum vgg_status vgg_linear_backward_weight_check(struct vgg_linear *s, const struct vgg_array *dy, const struct vgg_array *x,
+                                                 struct vgg_error *error)
+{
+    static const char op[] = "linear_backward_weight";
+    VGG_TRY(expect_matrix(op, "dy", dy, true, error));
+    VGG_TRY(expect_matrix(op, "x", x, true, error));
+    if (dy->shape[0] != x->shape[0]) {
+        char text[80];
+        return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: dy has shape %s; expected (%zu, out) because x has %zu rows", op,
+                        vgg_shape_text(text, sizeof text, dy->shape, dy->ndim), x->shape[0], x->shape[0]);
+    }
+    *s = (struct vgg_linear){ .n = x->shape[0], .in = x->shape[1], .out = dy->shape[1] };
+    return VGG_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------ workspace */
+
+struct call {
+    struct vgg_linear s;
+    const struct vgg_gemm_kernel *gemm;
+    size_t shared_bytes, first_bytes, thread_bytes; /* first_bytes: of the first of two shared parts */
+    float *result, *db;
+    const float *x, *w, *b, *dy;
+    int beta;
+    float *first, *second; /* shared parts */
+    char *scratch;
+};
+
+/* Forward: x packed; scratch: a task's tiles of y transposed. Input gradient: scratch: a block of w. Weight gradient: dy
+ * and x packed. */
+static enum vgg_status make_call(struct call *call, struct vgg_context *ctx, const struct vgg_linear *s,
+                                 enum vgg_direction direction)
+{
+    const struct vgg_gemm_kernel *gemm = vgg_gemm();
+    *call = (struct call){ .s = *s, .gemm = gemm };
+    size_t batch_panels = vgg_ceil_div(s->n, gemm->nr), second_bytes = 0;
+    bool fits = true;
+    if (direction == VGG_FORWARD)
+        fits = vgg_reserve(&call->first_bytes, batch_panels, s->in, gemm->nr) &&
+               vgg_reserve(&call->thread_bytes, batch_panels, ROW_BLOCK + gemm->mr, gemm->nr);
+    else if (direction == VGG_BACKWARD_INPUT)
+        fits = vgg_reserve(&call->thread_bytes, COLUMN_PANELS, W_ROWS, gemm->nr);
+    else
+        fits = vgg_reserve(&call->first_bytes, vgg_ceil_div(s->out, gemm->mr), s->n, gemm->mr) &&
+               vgg_reserve(&second_bytes, vgg_ceil_div(s->in, gemm->nr), s->n, gemm->nr);
+    if (!fits || !vgg_add_size(&call->shared_bytes, call->first_bytes, second_bytes))
+        return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "linear: the size of the workspace overflows");
+    return VGG_OK;
+}
+
+enum vgg_status vgg_cpu_linear_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_linear *s,
+                                         enum vgg_direction direction)
+{
+    struct call call;
+    VGG_TRY(make_call(&call, ctx, s, direction));
+    if (!vgg_workspace_bytes(bytes, ctx, call.shared_bytes, call.thread_bytes))
+        return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "linear: the size of the workspace overflows");
+    return VGG_OK;
+}
+
+static enum vgg_status begin(struct call *call, struct vgg_context *ctx, const struct vgg_linear *s,
+                             enum vgg_direction direction, const char *op, int *threads)
+{
+    VGG_TRY(make_call(call, ctx, s, direction));
+    if (s->n == 0) {
+        *threads = 1;
+        return VGG_OK;
+    }
+    VGG_TRY(vgg_workspace_threads(ctx, op, threads, call->shared_bytes, call->thread_bytes));
+    call->first = ctx->workspace;
+    call->second = (float *)(void *)((char *)ctx->workspace + call->first_bytes);
+    call->scratch = (char *)ctx->workspace + call->shared_bytes;
+    if ((double)s->n * (double)s->in * (double)s->out < SMALL_WORK)
+        *threads = 1;
+    vgg_kernel_count_use(call->gemm);
+    return VGG_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------ forward */
+
+/* Task (panel, block): first[panel][i][j] = x[panel * NR + j][i] for a BLOCK of i, 0 beyond the batch. */
+static void pack_x_task(void *argument, size_t task, int thread)
+{
+    (void)thread;
+    const struct call *call = argument;
+    size_t in = call->s.in, nr = call->gemm->nr, blocks = vgg_ceil_div(in, BLOCK);
+    size_t row = task / blocks * nr, rows = vgg_min_size(nr, call->s.n - row);
+    size_t begin = task % blocks * BLOCK, end = vgg_min_size(in, begin + BLOCK);
+    float *restrict to = call->first + task / blocks * in * nr;
+    const float *restrict from = call->x + row * in;
+    memset(to + begin * nr, 0, (rows < nr ? end - begin : 0) * nr * sizeof *to);
+    for (size_t i0 = begin; i0 < end; i0 += 16) /* a cache line at a time, so that both sides stay in L1 */
+        for (size_t j = 0; j < rows; j++)
+            for (size_t i = i0; i < vgg_min_size(end, i0 + 16); i++)
+                to[i * nr + j] = from[j * in + i];
+}
+
+/* Task: a block of outputs, all of the batch. tiles[panel][output][j], j a row of x. */
+static void forward_task(void *argument, size_t task, int thread)
+{
+    const struct call *call = argument;
+    const struct vgg_linear *s = &call->s;
+    const struct vgg_gemm_kernel *gemm = call->gemm;
+    size_t block = ROW_BLOCK / gemm->mr * gemm->mr, nr = gemm->nr, panels = vgg_ceil_div(s->n, nr);
+    size_t begin = task * block, outs = vgg_min_size(block, s->out - begin);
+    float *tiles = (float *)(void *)(call->scratch + (size_t)thread * call->thread_bytes);
+    struct vgg_gemm_tile t = { .nr = nr, .runs = 1, .a_row = s->in, .a_col = 1, .c_row = nr };
+    for (size_t i = 0; i < s->in; i += BLOCK) {
+        t.k = vgg_min_size(BLOCK, s->in - i);
+        t.beta = i != 0;
+        for (size_t panel = 0; panel < panels; panel++) {
+            t.b = call->first + (panel * s->in + i) * nr;
+            for (size_t row = 0; row < outs; row += gemm->mr) {
+                t.mr = vgg_min_size(gemm->mr, outs - row);
+                t.a = call->w + (begin + row) * s->in + i;
+                t.c = tiles + (panel * block + row) * nr;
+                gemm->run(&t);
+            }
+        }
+    }
+    for (size_t n = 0; n < s->n; n++) {
+        const float *z = tiles + n / nr * block * nr + n % nr;
+        float *y = call->result + n * s->out + begin;
+        for (size_t o = 0; o < outs; o++) {
+            float value = z[o * nr] + (call->b == NULL ? 0 : call->b[begin + o]);
+            y[o] = s->relu && value < 0 ? 0 : value; /* NaN goes through */
+        }
+    }
+}
+
+enum vgg_status vgg_cpu_linear(struct vgg_context *ctx, float *y, const float *x, const float *w, const float *b,
+                               const struct vgg_linear *s)
+{
+    struct call call;
+    int threads = 1;
+    VGG_TRY(begin(&call, ctx, s, VGG_FORWARD, "linear", &threads));
+    call.result = y;
+    call.x = x;
+    call.w = w;
+    call.b = b;
+    if (s->n == 0)
+        return VGG_OK;
+    size_t block = ROW_BLOCK / call.gemm->mr * call.gemm->mr;
+    vgg_parallel_for(threads, vgg_ceil_div(s->n, call.gemm->nr) * vgg_ceil_div(s->in, BLOCK), pack_x_task, &call);
+    vgg_parallel_for(threads, vgg_ceil_div(s->out, block), forward_task, &call);
+    return VGG_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------ input gradient */
+
+/* Task: COLUMN_PANELS panels of inputs, all of the batch. panels[panel][o][j] of W_ROWS rows o of w at a time. */
+static void backward_input_task(void *argument, size_t task, int thread)
+{
+    const struct call *call = argument;
+    const struct vgg_linear *s = &call->s;
+    const struct vgg_gemm_kernel *gemm = call->gemm;
+    size_t nr = gemm->nr, first = task * COLUMN_PANELS * nr, columns = vgg_min_size(COLUMN_PANELS * nr, s->in - first);
+    size_t panels = vgg_ceil_div(columns, nr), tiles = vgg_ceil_div(s->n, gemm->mr);
+    float *packed = (float *)(void *)(call->scratch + (size_t)thread * call->thread_bytes);
+    struct vgg_gemm_tile t = { .runs = 1, .a_row = s->out, .a_col = 1, .c_row = s->in };
+    for (size_t o = 0; o < s->out; o += W_ROWS) {
+        t.k = vgg_min_size(W_ROWS, s->out - o);
+        t.beta = o != 0;
+        for (size_t row = 0; row < t.k; row++)
+            for (size_t panel = 0; panel < panels; panel++) {
+                size_t width = vgg_min_size(nr, columns - panel * nr);
+                float *to = packed + (panel * W_ROWS + row) * nr;
+                memcpy(to, call->w + (o + row) * s->in + first + panel * nr, width * sizeof *to);
+                memset(to + width, 0, (nr - width) * sizeof *to);
+            }
+        for (size_t panel = 0; panel < panels; panel++) {
+            t.b = packed + panel * W_ROWS * nr;
+            t.nr = vgg_min_size(nr, columns - panel * nr);
+            size_t n = 0;
+            for (size_t tile = 0; tile < tiles; tile++, n += t.mr) {
+                t.mr = s->n / tiles + (tile < s->n % tiles);
+                t.a = call->dy + n * s->out + o;
+                t.c = call->result + n * s->in + first + panel * nr;
+                gemm->run(&t);
+            }
+        }
+    }
+}
+
+enum vgg_status vgg_cpu_linear_backward_input(struct vgg_context *ctx, float *dx, const float *dy, const float *w,
+                                              const struct vgg_linear *s)
+{
+    struct call call;
+    int threads = 1;
+    VGG_TRY(begin(&call, ctx, s, VGG_BACKWARD_INPUT, "linear_backward_input", &threads));
+    call.result = dx;
+    call.dy = dy;
+    call.w = w;
+    if (s->n == 0)
+        return VGG_OK;
+    vgg_parallel_for(threads, vgg_ceil_div(s->in, COLUMN_PANELS * call.gemm->nr), backward_input_task, &call);
+    return VGG_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------ weight gradient */
+
+/* to[panel][n][j] = from[n][panel * width + j] for one n; 0 beyond the last column. */
+static void pack_row(float *restrict to, const float *restrict from, size_t n, size_t rows, size_t columns, size_t width)
+{
+    from += n * columns;
+    to += n * width;
+    for (size_t column = 0; column < columns; column += width, to += rows * width) {
+        size_t count = vgg_min_size(width, columns - column);
+        for (size_t j = 0; j < count; j++)
+            to[j] = from[column + j];
+        for (size_t j = count; j < width; j++)
+            to[j] = 0;
+    }
+}
+
+static void pack_batch_task(void *argument, size_t n, int thread)
+{
+    (void)thread;
+    const struct call *call = argument;
+    pack_row(call->first, call->dy, n, call->s.n, call->s.out, call->gemm->mr);
+    pack_row(call->second, call->x, n, call->s.n, call->s.in, call->gemm->nr);
+}
+
+/* Task: COLUMN_PANELS panels of inputs, all outputs. dw is written in runs of a row. */
+static void backward_weight_task(void *argument, size_t task, int thread)
+{
+    (void)thread;
+    const struct call *call = argument;
+    const struct vgg_linear *s = &call->s;
+    const struct vgg_gemm_kernel *gemm = call->gemm;
+    size_t nr = gemm->nr, begin = task * COLUMN_PANELS, end = vgg_min_size(vgg_ceil_div(s->in, nr), begin + COLUMN_PANELS);
+    struct vgg_gemm_tile t = { .runs = 1,
+                               .k = s->n,
+                               .a_row = 1,
+                               .a_col = gemm->mr,
+                               .c_row = s->in,
+                               .beta = call->beta != 0 };
+    for (size_t o = 0; o < s->out; o += gemm->mr) {
+        t.mr = vgg_min_size(gemm->mr, s->out - o);
+        t.a = call->first + o * s->n;
+        for (size_t panel = begin; panel < end; panel++) {
+            t.nr = vgg_min_size(nr, s->in - panel * nr);
+            t.b = call->second + panel * s->n * nr;
+            t.c = call->result + o * s->in + panel * nr;
+            gemm->run(&t);
+        }
+    }
+}
+
+/* Task: a BLOCK of outputs. */
+static void bias_task(void *argument, size_t task, int thread)
+{
+    (void)thread;
+    enum { WIDTH = 64 };
+    const struct call *call = argument;
+    const struct vgg_linear *s = &call->s;
+    for (size_t o = task * BLOCK; o < vgg_min_size(s->out, (task + 1) * BLOCK); o += WIDTH) {
+        size_t count = vgg_min_size(WIDTH, s->out - o);
+        double sums[WIDTH] = { 0 };
+        for (size_t n = 0; n < s->n; n++)
+            for (size_t j = 0; j < count; j++)
+                sums[j] += (double)call->dy[n * s->out + o + j];
+        for (size_t j = 0; j < count; j++)
+            call->db[o + j] = (float)(sums[j] + (call->beta != 0 ? (double)call->db[o + j] : 0));
+    }
+}
+
+enum vgg_status vgg_cpu_linear_backward_weight(struct vgg_context *ctx, float *dw, float *db, const float *dy, const float *x,
+                                               const struct vgg_linear *s, int beta)
+{
+    struct call call;
+    int threads = 1;
+    VGG_TRY(begin(&call, ctx, s, VGG_BACKWARD_WEIGHT, "linear_backward_weight", &threads));
+    call.result = dw;
+    call.db = db;
+    call.dy = dy;
+    call.x = x;
+    call.beta = beta;
+    if (s->n == 0 && beta == 0)
+        memset(dw, 0, s->out * s->in * sizeof *dw);
+    if (s->n != 0) {
+        vgg_parallel_for(threads, s->n, pack_batch_task, &call);
+        vgg_parallel_for(threads, vgg_ceil_div(s->in, COLUMN_PANELS * call.gemm->nr), backward_weight_task, &call);
+    }
+    vgg_parallel_for(threads, vgg_ceil_div(s->out, BLOCK), bias_task, &call);
+    return VGG_OK;
+}
