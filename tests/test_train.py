@@ -1,0 +1,588 @@
+"""Training: the update is the paper's, whatever the micro-batches; a run that stopped goes on bit for bit."""
+
+import csv
+import dataclasses
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import vggnet as vgg
+from vggnet import ops, train
+from vggnet.data import ArrayDataset, Subset, split
+from vggnet.rng import Rng, permutation, rows_of
+from vggnet.train import Callback, Recipe, fit
+
+CLASSES = ["across", "down", "dots", "plain"]
+
+
+def patterns(n, seed=0):
+    """Stripes across, stripes down, dots, or neither, of random contrast, with noise: 34 x 34, gray."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 4
+    period, phase = rng.integers(6, 9, n), rng.integers(0, 8, (2, n))
+    y, x = np.mgrid[:34, :34]
+    images = np.empty((n, 34, 34, 1), np.uint8)
+    for i, label in enumerate(labels):
+        down, across = ((axis + phase[k, i]) % period[i] < 3 for k, axis in enumerate((x, y)))
+        shape = [across, down, across & down, np.zeros_like(across)][label]
+        noise = rng.normal(100, 15, shape.shape)
+        images[i, ..., 0] = np.clip(noise + rng.uniform(80, 120) * shape, 0, 255)
+    return ArrayDataset(images, labels, CLASSES)
+
+
+def net(seed=1, **changes):
+    arguments = {"dropout": 0.5, "init": "xavier", "mean": [120.0], "classes": CLASSES, **changes}
+    return vgg.VGG("A", num_classes=4, input_size=32, in_channels=1, fc_width=32, seed=seed, **arguments)
+
+
+SMALL = Recipe(
+    batch=8, lr=0.002, epochs=3, scale=(32, 36), rgb_shift="deviation", holdout=0.25, plateau_patience=9, seed=7
+)
+
+
+def weights(model):
+    return {name: tensor.numpy().copy() for name, tensor in model.parameters.items()}
+
+
+def assert_equal_weights(a, b):
+    for name, tensor in a.parameters.items():
+        np.testing.assert_array_equal(tensor.numpy(), b.parameters[name].numpy(), err_msg=name)
+
+
+def same_rows(a, b):
+    timeless = [[dataclasses.replace(row, images_per_second=0.0, seconds=0.0) for row in h.rows] for h in (a, b)]
+    assert timeless[0] == timeless[1]
+
+
+class Signal(Callback):
+    """Sends this process a signal after an update."""
+
+    def __init__(self, iteration, number):
+        self.iteration, self.number = iteration, number
+
+    def on_iteration(self, model, iteration, loss, error):
+        if iteration == self.iteration:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.fixture(scope="module")
+def straight():
+    """A run of three epochs of four updates (28 images, the last batch is of 4) that nothing disturbs."""
+    model = net()
+    history = fit(model, patterns(36), recipe=SMALL, progress=False)
+    assert [row.iteration for row in history.rows] == [4, 8, 12] and history.stopped_by == "epochs"
+    return model, history
+
+
+# ---- recipe
+
+
+def test_the_defaults_are_the_papers():
+    recipe = Recipe.paper(256)
+    assert recipe == Recipe()
+    assert (recipe.batch, recipe.momentum, recipe.weight_decay, recipe.lr) == (256, 0.9, 5e-4, 1e-2)
+    assert (recipe.lr_factor, recipe.lr_drops, recipe.epochs, recipe.iterations) == (0.1, 3, 74, 370_000)
+    assert (recipe.scale, recipe.mirror, recipe.rgb_shift) == (256, True, "eigenvalue")
+    assert Recipe.paper(384).lr == Recipe.paper((256, 512)).lr == 1e-3
+    assert Recipe.paper((256, 512)).validation_scale == 384 and Recipe.paper(384).validation_scale == 384
+    assert Recipe.paper((256, 512), epochs=9).epochs == 9
+    with pytest.raises(ValueError, match="scale is 320; the paper trained at 256, 384"):
+        Recipe.paper(320)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch": 0}, {"batch": 2.5}, {"batch": True}, {"micro_batch": 0}, {"lr": 0}, {"lr": math.nan}, {"lr": "0.1"},
+        {"momentum": 1.0}, {"weight_decay": -1}, {"bias_weight_decay": -1}, {"bias_lr_multiplier": -1},
+        {"lr_factor": 0}, {"lr_factor": 2}, {"lr_drops": -1}, {"plateau_patience": 0}, {"plateau_threshold": -1},
+        {"epochs": 0}, {"iterations": 0}, {"scale": 0}, {"scale": (512, 256)}, {"scale": (1, 2, 3)}, {"scale": 2.0},
+        {"filter": "cubic"}, {"mirror": 1}, {"rgb_shift": "pca"}, {"rgb_covariance": ((1.0, 2.0), (3.0, 4.0))},
+        {"holdout": 1.0}, {"stuck_iterations": 0}, {"seed": -1}, {"seed": 1 << 64},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_bad_field_is_named(change):
+    name = next(iter(change))
+    with pytest.raises(ValueError, match=f"Recipe: {name} is "):
+        Recipe(**change)
+
+
+def test_recipes_survive_json():
+    recipe = Recipe(scale=[256, 512], rgb_covariance=[[1.0, 0.5], [0.5, 1.0]], seed=(1 << 64) - 1)
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    with pytest.raises(ValueError, match="no field 'learning_rate'"):
+        Recipe.from_dict({"learning_rate": 1})
+
+
+# ---- the update
+
+
+def manual_batch(data, model, recipe, epoch, images):
+    """Input of some images, from pixels of side 32 that need no rescaling, drawn by hand."""
+    u = train.rng.uniform(recipe.seed, rows_of(epoch, images), train.rng.Purpose.MIRROR)[:, 0]
+    x = np.stack([data.image(i)[:, ::-1] if flip else data.image(i) for i, flip in zip(images, u < 0.5, strict=True)])
+    return x.astype(np.float32) - np.float32(model.preprocessing.mean)
+
+
+def square(n):
+    data = patterns(n)
+    return ArrayDataset(np.stack([data.image(i)[1:33, 1:33] for i in range(n)]), data.labels, CLASSES)
+
+
+def test_updates_are_caffes_rule_on_the_gradients_of_each_batch():
+    """Order, dropout keys, normalizer of the smaller last batch, lr and decay of biases: against a plain loop."""
+    data = square(10)
+    recipe = Recipe(
+        batch=4, lr=0.01, epochs=2, scale=32, rgb_shift=None, holdout=0, bias_lr_multiplier=2.0, bias_weight_decay=0.0, seed=3
+    )
+    model, plain = net(), net()
+    fit(model, data, recipe=recipe, progress=False)
+    velocity = {name: np.zeros(p.shape) for name, p in plain.parameters.items()}
+    for epoch in range(2):
+        order = permutation(recipe.seed, epoch, 10)
+        for start in range(0, 10, 4):
+            images = order[start : start + 4]
+            x = manual_batch(data, plain, recipe, epoch, images)
+            _, grads = plain.loss_and_gradients(x, data.labels[images], rng=Rng(3, rows_of(epoch, images)))
+            for name, p in plain.parameters.items():
+                bias = name.endswith("bias")
+                g, w = grads[name].numpy().astype(np.float64), p.numpy().astype(np.float64)
+                lr = 0.02 if bias else 0.01
+                velocity[name] = 0.9 * velocity[name] + lr * (g + (0.0 if bias else 5e-4) * w)
+                p.copy_((w - velocity[name]).astype(np.float32))
+    for name, p in plain.parameters.items():
+        scale = max(np.abs(p.numpy()).max(), 1e-6)
+        np.testing.assert_allclose(model.parameters[name].numpy(), p.numpy(), atol=1e-4 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 8, 100])
+def test_micro_batches_make_the_update_of_the_whole_batch(micro_batch):
+    data = patterns(13)
+    recipe = dataclasses.replace(SMALL, holdout=0, epochs=1, iterations=1, batch=13)
+    whole, parts = net(), net()
+    start = weights(whole)
+    fit(whole, data, recipe=recipe, progress=False)
+    history = fit(parts, data, recipe=dataclasses.replace(recipe, micro_batch=micro_batch), progress=False)
+    assert history[0].iteration == 1
+    for name, before in start.items():
+        a, b = (model.parameters[name].numpy() - before for model in (whole, parts))
+        norm = np.linalg.norm(a)
+        assert norm > 0 and np.linalg.norm(a - b) <= 1e-2 * norm, name  # a ReLU that flips at rounding moves 1e-3
+
+
+def test_the_result_does_not_depend_on_threads(straight, threads):
+    for count in (1, 3):
+        threads(count)
+        model = net()
+        fit(model, patterns(36), recipe=SMALL, progress=False, threads=count)
+        assert_equal_weights(model, straight[0])
+
+
+def test_the_micro_batch_follows_the_free_memory(monkeypatch):
+    model = net()
+    need = {n: model.memory_plan(n, training=True).total for n in (1, 2, 4, 8)}
+    for free, expected in ((None, 8), (need[8] * 2, 8), (need[4] * 1.3, 4), (need[2] * 1.3, 2), (0, 1)):
+        monkeypatch.setattr(train, "_free_memory", lambda free=free: None if free is None else int(free))
+        assert train._micro_batch(model, 8) == expected
+    monkeypatch.undo()
+    free = train._free_memory()
+    assert free is None or free > 0
+
+
+def test_a_small_net_learns():
+    model = net(dropout=0.2)
+    recipe = Recipe(batch=8, lr=0.005, epochs=12, scale=34, rgb_shift=None, holdout=0.2)
+    history = fit(model, patterns(120), recipe=recipe, progress=False)
+    assert history.best.val_top1 <= 5.0
+    report = vgg.evaluate.evaluate(model, patterns(80, seed=1), vgg.evaluate.Protocol("center", 34))
+    assert report.top1 <= 10.0
+
+
+def test_held_out_images_are_never_trained_on_and_decide_alone(monkeypatch):
+    data = patterns(40)
+    seen, original = set(), ArrayDataset.image
+    held = set(split(data, SMALL.holdout, SMALL.seed)[1].indices.tolist())
+    training = threading.Event()
+
+    def image(self, i):
+        if training.is_set():
+            seen.add(i)
+        return original(self, i)
+
+    inner = train._Trainer._train
+
+    def watched(self):
+        training.set()
+        inner(self)
+        training.clear()
+
+    monkeypatch.setattr(ArrayDataset, "image", image)
+    monkeypatch.setattr(train._Trainer, "_train", watched)
+    recipe = dataclasses.replace(SMALL, epochs=1, rgb_shift=None)
+    fit(net(), data, recipe=recipe, progress=False)
+    assert seen == set(range(40)) - held
+    seen.clear()
+    fit(net(), data, patterns(4), recipe=recipe, progress=False)  # with val_data, all of train_data is trained on
+    assert seen == set(range(40))
+
+
+# ---- the learning rate
+
+
+def test_three_drops_and_then_the_end():
+    recipe = Recipe(
+        batch=8, lr=1e-12, lr_drops=2, plateau_patience=2, epochs=50, scale=34, rgb_shift=None, stuck_iterations=1000
+    )
+    history = fit(net(), patterns(4), patterns(8, seed=1), recipe, progress=False)
+    assert [row.lr for row in history.rows] == pytest.approx([1e-12] * 3 + [1e-13] * 2 + [1e-14] * 2, rel=1e-9)
+    assert history.stopped_by == "plateau"
+
+
+@pytest.mark.parametrize(
+    ("errors", "lrs"),
+    [
+        ([50, 40, 30, 20], [1, 1, 1, 1]),
+        ([50, 49.95, 49.91, 49], [1, 1, 1, 0.1]),  # falls of less than the threshold in all are none
+        ([50, 60, 40, 41, 42, 43], [1, 1, 1, 1, 1, 0.1]),
+    ],
+)
+def test_the_plateau_rule(errors, lrs):
+    recipe = Recipe(lr=1.0, plateau_patience=2, plateau_threshold=0.1, scale=34)
+    trainer = train._Trainer(net(), patterns(8), None, recipe, callbacks=(), threads=1, strict=None)
+    for error, lr in zip(errors, lrs, strict=True):
+        assert trainer.lr == pytest.approx(lr)
+        trainer._turn(vgg.evaluate.Report(error, 0, 1, [], 0, 0, np.zeros(1, np.int64), [], []))
+
+
+def test_a_run_needs_an_end():
+    with pytest.raises(ValueError, match="nothing would end this run"):
+        fit(net(), patterns(8), recipe=Recipe(epochs=None, iterations=None, holdout=0, scale=34))
+
+
+# ---- resuming
+
+
+@pytest.mark.parametrize("stop", [1, 4, 6, 11])
+def test_ctrl_c_saves_and_the_run_goes_on_bit_for_bit(tmp_path, straight, capfd, stop):
+    data = patterns(36)
+    with pytest.raises(KeyboardInterrupt):
+        fit(net(), data, recipe=SMALL, checkpoint=tmp_path, callbacks=[Signal(stop, signal.SIGINT)])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    said = capfd.readouterr().err
+    assert f"after iteration {stop}; saved " in said and "resume=True" in said
+    model = net(seed=99)  # the weights come from the checkpoint
+    history = fit(model, data, recipe=SMALL, checkpoint=tmp_path, resume=True, progress=False)
+    assert_equal_weights(model, straight[0])
+    same_rows(history, straight[1])
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 3
+
+
+CHILD = """
+import signal, sys
+sys.path.insert(0, sys.argv[1])
+from test_train import SMALL, Signal, fit, net, patterns
+fit(net(), patterns(36), recipe=SMALL, checkpoint=sys.argv[2], callbacks=[Signal(int(sys.argv[3]), int(sys.argv[4]))],
+    checkpoint_every=int(sys.argv[5]), keep=3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("stop", "number", "every", "saved"),
+    [(6, signal.SIGKILL, 100, 4), (7, signal.SIGKILL, 3, 6), (10, signal.SIGINT, 100, 10)],
+)
+def test_a_killed_or_interrupted_process_goes_on_bit_for_bit(tmp_path, straight, stop, number, every, saved):
+    command = [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(tmp_path), str(stop), str(int(number)), str(every)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -number, done.stderr
+    newest = max(path.name for path in tmp_path.glob("checkpoint-*"))
+    assert newest == f"checkpoint-{saved:010d}.safetensors"
+    model = net(seed=99)
+    history = fit(model, patterns(36), recipe=SMALL, checkpoint=tmp_path, resume=True, progress=False, keep=3)
+    assert_equal_weights(model, straight[0])
+    same_rows(history, straight[1])
+
+
+def test_a_damaged_checkpoint_costs_an_epoch_not_the_run(tmp_path, straight):
+    fit(net(), patterns(36), recipe=dataclasses.replace(SMALL, epochs=2), checkpoint=tmp_path, progress=False)
+    newest = max(tmp_path.glob("checkpoint-*"))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    model = net()
+    history = fit(model, patterns(36), recipe=SMALL, checkpoint=tmp_path, resume=True, progress=False)
+    assert_equal_weights(model, straight[0])
+    same_rows(history, straight[1])
+
+
+def test_limits_can_be_raised_and_the_row_of_a_cut_epoch_is_made_anew(tmp_path, straight):
+    data = patterns(36)
+    for limits, rows in (({"iterations": 6}, 2), ({"iterations": 6}, 2), ({"epochs": 2}, 2), ({"epochs": 3}, 3)):
+        model = net()
+        recipe = dataclasses.replace(SMALL, **limits)
+        history = fit(model, data, recipe=recipe, checkpoint=tmp_path, resume=True, progress=False)
+        assert len(history) == rows and history.stopped_by == next(iter(limits))
+    assert_equal_weights(model, straight[0])
+    same_rows(history, straight[1])
+
+
+def test_a_finished_run_is_not_trained_further(tmp_path, straight):
+    for _ in range(2):
+        model = net()
+        history = fit(model, patterns(36), recipe=SMALL, checkpoint=tmp_path, resume=True, progress=False)
+        assert_equal_weights(model, straight[0])
+        assert len(history) == 3 and history.stopped_by == "epochs"
+
+
+def test_another_run_in_the_directory_is_never_mixed_in(tmp_path):
+    data = patterns(12)
+    recipe = dataclasses.replace(SMALL, epochs=1)
+    fit(net(), data, recipe=recipe, checkpoint=tmp_path, progress=False)
+    with pytest.raises(ValueError, match="holds the checkpoints of a run; pass resume=True"):
+        fit(net(), data, recipe=recipe, checkpoint=tmp_path, progress=False)
+    for name, value in (("lr", 0.5), ("seed", 8), ("batch", 4), ("scale", 36), ("momentum", 0.5), ("micro_batch", 2)):
+        with pytest.raises(ValueError, match=f"recipe.{name} is "):
+            fit(net(), data, recipe=dataclasses.replace(recipe, **{name: value}), checkpoint=tmp_path, resume=True)
+    with pytest.raises(ValueError, match=r"model.dropout is 0.1, but the run in .* has 0.5"):
+        fit(net(dropout=0.1), data, recipe=recipe, checkpoint=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="training images is "):
+        fit(net(), patterns(16), recipe=recipe, checkpoint=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="resume=True needs checkpoint="):
+        fit(net(), data, recipe=recipe, resume=True)
+    with pytest.raises(ValueError, match="checkpoint_every is 0"):
+        fit(net(), data, recipe=recipe, checkpoint=tmp_path, checkpoint_every=0)
+
+
+def test_ctrl_c_within_an_update_waits_for_its_end(tmp_path, monkeypatch, straight):
+    data, original = patterns(36), ops.sgd_
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(None)
+        if len(calls) == 10:  # weights and biases are two calls: in the middle of update 5
+            signal.raise_signal(signal.SIGINT)
+        original(*arguments)
+
+    monkeypatch.setattr(ops, "sgd_", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(net(), data, recipe=SMALL, checkpoint=tmp_path, progress=False)
+    assert len(calls) == 10
+    monkeypatch.undo()
+    model = net()
+    fit(model, data, recipe=SMALL, checkpoint=tmp_path, resume=True, progress=False)
+    assert_equal_weights(model, straight[0])
+
+
+def test_fit_runs_in_a_thread_and_leaves_other_handlers_alone(straight):
+    results = []
+    thread = threading.Thread(
+        target=lambda: results.append(fit(net(), patterns(36), recipe=SMALL, progress=False))
+    )
+    thread.start()
+    thread.join()
+    same_rows(results[0], straight[1])
+    handler = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        mine = signal.getsignal(signal.SIGINT)
+        fit(net(), patterns(8), recipe=dataclasses.replace(SMALL, epochs=1), progress=False)
+        assert signal.getsignal(signal.SIGINT) is mine
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+# ---- when something is wrong
+
+
+def test_a_stuck_run_says_what_to_do(caplog, capfd):
+    recipe = Recipe(batch=4, lr=1e-12, epochs=4, scale=34, rgb_shift=None, holdout=0, stuck_iterations=6)
+    model = net(init="paper")
+    model.parameters["conv2_1.bias"].copy_(np.full(128, -1e6, np.float32))
+    with caplog.at_level(logging.WARNING, "vggnet"):
+        fit(model, patterns(8), recipe=recipe, progress=False)
+    assert caplog.text.count("training is stuck") == 1  # 8 iterations: once
+    for advice in ("ln(4) = 1.386", 'init="xavier"', "init_from", "section 3.1", "relu2_1 (100 %)"):
+        assert advice in caplog.text
+    assert capfd.readouterr().err == ""
+
+
+def test_learning_is_not_called_stuck(caplog, straight):
+    with caplog.at_level(logging.WARNING, "vggnet"):
+        fit(net(), patterns(36), recipe=dataclasses.replace(SMALL, stuck_iterations=50), progress=False)
+    assert "stuck" not in caplog.text
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_update():
+    recipe = Recipe(batch=4, lr=1e9, epochs=40, scale=34, rgb_shift=None, holdout=0)
+    model = net(init="he")
+    with pytest.raises(FloatingPointError, match=r"at iteration \d+ \(epoch \d+, lr 1e\+09\).*Lower the lr"):
+        fit(model, patterns(8), recipe=recipe, progress=False)
+
+
+def test_what_does_not_fit_together_is_named(caplog):
+    data = patterns(8)
+    with pytest.raises(ValueError, match=r"recipe.scale is 28; expected at least .* 32"):
+        fit(net(), data, recipe=Recipe(scale=28))
+    two = ArrayDataset(np.zeros((4, 32, 32, 1), np.uint8), [0, 1, 0, 1], ["a", "b"])
+    with pytest.raises(ValueError, match="train_data has 2 classes; the model has 4"):
+        fit(net(), two, recipe=Recipe(scale=34))
+    with pytest.raises(ValueError, match="val_data has 2 classes"):
+        fit(net(), data, two, recipe=Recipe(scale=34))
+    with pytest.raises(ValueError, match="the classes of train_data are not those of the model"):
+        fit(net(classes=CLASSES[::-1]), data, recipe=Recipe(scale=34))
+    with pytest.raises(ValueError, match="train_data is empty"):
+        fit(net(), Subset(data, np.empty(0, np.int64)), data, recipe=Recipe(scale=34))
+    with pytest.raises(ValueError, match="rgb_covariance is for 3 channels, not 1"):
+        fit(net(), data, recipe=Recipe(scale=34, rgb_covariance=np.eye(3)))
+    colour = ArrayDataset(np.zeros((8, 34, 34, 3), np.uint8), np.arange(8) % 4, CLASSES)
+    with pytest.raises(ValueError, match="image 0"):
+        fit(net(), colour, recipe=Recipe(scale=34), progress=False)
+    with caplog.at_level(logging.WARNING, "vggnet"):
+        fit(net(), data, recipe=Recipe(batch=8, epochs=1, rgb_shift=None), progress=False)
+    assert "scale=37 is in the paper's proportion" in caplog.text
+
+
+def test_a_model_without_class_names_takes_those_of_the_data():
+    model = net(classes=None)
+    fit(model, patterns(8), recipe=dataclasses.replace(SMALL, epochs=1), progress=False)
+    assert model.classes == CLASSES
+
+
+class WithBroken:
+    """A data set, some images of which cannot be read."""
+
+    def __init__(self, data, broken):
+        self.data, self.broken = data, broken
+        self.classes, self.labels = data.classes, data.labels
+
+    def __len__(self):
+        return len(self.data)
+
+    def name(self, i):
+        return f"file {i}"
+
+    def image(self, i):
+        if i in self.broken:
+            raise vgg.ImageError(f"file {i}: broken")
+        return self.data.image(i)
+
+
+def test_broken_images_are_left_out_and_resume_still_fits(tmp_path, caplog):
+    data = WithBroken(patterns(100), {13})
+    recipe = Recipe(batch=1, lr=1e-4, iterations=99, epochs=2, scale=34, rgb_shift=None, holdout=0)
+    straight = net()
+    fit(straight, data, recipe=dataclasses.replace(recipe, iterations=120), progress=False)
+    assert "file 13: broken" in caplog.text
+    model = net()
+    for limit in (50, 99, 120):
+        changed = dataclasses.replace(recipe, iterations=limit)
+        fit(model, data, recipe=changed, checkpoint=tmp_path, resume=True, progress=False)
+    assert_equal_weights(model, straight)
+    with pytest.raises(vgg.ImageError, match="file 13"):
+        fit(net(), data, recipe=recipe, progress=False, strict=True)
+
+
+# ---- starting from A
+
+
+def test_a_deep_net_starts_from_a():
+    a = net()
+    b = vgg.VGG("B", num_classes=4, input_size=32, in_channels=1, fc_width=32, seed=5)
+    before = weights(b)
+    assert train.start_from(b, a) == list(train.FROM_A)
+    for name, tensor in b.parameters.items():
+        same = name.split(".")[0] in train.FROM_A
+        np.testing.assert_array_equal(tensor.numpy(), (a.parameters[name].numpy() if same else before[name]))
+    other = vgg.VGG("B", num_classes=7, input_size=32, in_channels=1, fc_width=32)
+    assert train.start_from(other, a) == list(train.FROM_A[:-1])
+    narrow = vgg.VGG("B", num_classes=4, input_size=32, in_channels=1, fc_width=16)
+    before = weights(narrow)
+    with pytest.raises(ValueError, match="fc6 has shape"):
+        train.start_from(narrow, a)
+    assert all((before[name] == tensor.numpy()).all() for name, tensor in narrow.parameters.items())
+
+
+def test_fit_starts_from_a_once(tmp_path):
+    a, data = net(), patterns(8)
+    recipe = dataclasses.replace(SMALL, epochs=1, lr=1e-12, holdout=0)
+    b = vgg.VGG("B", num_classes=4, input_size=32, in_channels=1, fc_width=32, seed=5, classes=CLASSES, mean=[120.0])
+    fit(b, data, recipe=recipe, init_from=a, checkpoint=tmp_path, progress=False)
+    np.testing.assert_allclose(b.parameters["fc6.weight"].numpy(), a.parameters["fc6.weight"].numpy(), rtol=1e-6)
+    resumed = vgg.VGG("B", num_classes=4, input_size=32, in_channels=1, fc_width=32, classes=CLASSES, mean=[120.0])
+    fit(resumed, data, recipe=recipe, init_from=net(seed=3), checkpoint=tmp_path, resume=True, progress=False)
+    assert_equal_weights(resumed, b)
+
+
+# ---- history and progress
+
+
+def test_history_is_written_and_drawn(tmp_path, straight):
+    _, history = straight
+    history.write(tmp_path)
+    with (tmp_path / "history.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [train.Row(**line) for line in lines] == history.rows
+    assert [float(row["val_top1"]) for row in table] == [row.val_top1 for row in history.rows]
+    assert history.best.val_top1 == min(row.val_top1 for row in history.rows)
+    for row in history.rows:
+        assert 0 <= row.val_top5 <= row.val_top1 <= 100 and row.images_per_second > 0 and math.isfinite(row.val_loss)
+    pytest.importorskip("matplotlib")
+    history.plot(tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_curves_without_matplotlib_say_how_to_get_it(straight, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r'pip install "vggnet\[plot\]"'):
+        straight[1].plot("unused.png")
+
+
+def test_held_out_figures_are_the_evaluators(straight):
+    model, history = straight
+    held_out = split(patterns(36), SMALL.holdout, SMALL.seed)[1]
+    report = vgg.evaluate.evaluate(model, held_out, vgg.evaluate.Protocol("center", 34))
+    assert history[-1].val_top1 == report.top1
+    own = report.posteriors[np.arange(len(held_out)), held_out.labels]
+    assert history[-1].val_loss == pytest.approx(-np.log(own.astype(np.float64)).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("progress", [None, True, False])
+def test_progress(capfd, progress):
+    recipe = dataclasses.replace(SMALL, epochs=2)
+    fit(net(), patterns(16), recipe=recipe, progress=progress)
+    out, err = capfd.readouterr()
+    assert out == ""
+    if progress is False:
+        assert err == ""
+        return
+    lines = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("epoch 2/2: lr 0.002, loss ")]
+    assert len(lines) == 1
+    for part in ("error", "held out", "images/s"):
+        assert part in lines[0]
+    assert ("| 12/12 [" in err or "it/s" in err or "images/s, loss" in err) == (progress is True)
+
+
+def test_plain_lines_within_a_long_epoch(capfd, monkeypatch):
+    monkeypatch.setattr(train._Reporter, "EVERY", 0.0)
+    fit(net(), patterns(16), recipe=dataclasses.replace(SMALL, epochs=1))
+    assert "epoch 1/1, 8 of 12 images: loss " in capfd.readouterr().err
+
+
+def test_callbacks_see_every_update_and_epoch():
+    seen = []
+
+    class Watch(Callback):
+        def on_iteration(self, model, iteration, loss, error):
+            seen.append((iteration, math.isfinite(loss), 0 <= error <= 100))
+
+        def on_epoch(self, model, row):
+            seen.append(row.epoch)
+
+    fit(net(), patterns(16), recipe=dataclasses.replace(SMALL, epochs=2), progress=False, callbacks=[Watch()])
+    assert seen == [(1, True, True), (2, True, True), 1, (3, True, True), (4, True, True), 2]
