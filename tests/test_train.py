@@ -44,7 +44,14 @@ def net(seed=1, **changes):
 
 
 SMALL = Recipe(
-    batch=8, lr=0.002, epochs=3, scale=(32, 36), rgb_shift="deviation", holdout=0.25, plateau_patience=9, seed=7
+    batch=8,
+    lr=0.002,
+    epochs=3,
+    scale=(32, 36),
+    rgb_shift="deviation",
+    holdout=0.25,
+    plateau_patience=9,
+    seed=7,
 )
 
 
@@ -58,7 +65,9 @@ def assert_equal_weights(a, b):
 
 
 def same_rows(a, b):
-    timeless = [[dataclasses.replace(row, images_per_second=0.0, seconds=0.0) for row in h.rows] for h in (a, b)]
+    timeless = [
+        [dataclasses.replace(row, images_per_second=0.0, seconds=0.0) for row in h.rows] for h in (a, b)
+    ]
     assert timeless[0] == timeless[1]
 
 
@@ -129,7 +138,9 @@ def test_recipes_survive_json():
 def manual_batch(data, model, recipe, epoch, images):
     """Input of some images, from pixels of side 32 that need no rescaling, drawn by hand."""
     u = train.rng.uniform(recipe.seed, rows_of(epoch, images), train.rng.Purpose.MIRROR)[:, 0]
-    x = np.stack([data.image(i)[:, ::-1] if flip else data.image(i) for i, flip in zip(images, u < 0.5, strict=True)])
+    x = np.stack(
+        [data.image(i)[:, ::-1] if flip else data.image(i) for i, flip in zip(images, u < 0.5, strict=True)]
+    )
     return x.astype(np.float32) - np.float32(model.preprocessing.mean)
 
 
@@ -142,7 +153,15 @@ def test_updates_are_caffes_rule_on_the_gradients_of_each_batch():
     """Order, dropout keys, normalizer of the smaller last batch, lr and decay of biases: against a plain loop."""
     data = square(10)
     recipe = Recipe(
-        batch=4, lr=0.01, epochs=2, scale=32, rgb_shift=None, holdout=0, bias_lr_multiplier=2.0, bias_weight_decay=0.0, seed=3
+        batch=4,
+        lr=0.01,
+        epochs=2,
+        scale=32,
+        rgb_shift=None,
+        holdout=0,
+        bias_lr_multiplier=2.0,
+        bias_weight_decay=0.0,
+        seed=3,
     )
     model, plain = net(), net()
     fit(model, data, recipe=recipe, progress=False)
@@ -176,7 +195,9 @@ def test_micro_batches_make_the_update_of_the_whole_batch(micro_batch):
     for name, before in start.items():
         a, b = (model.parameters[name].numpy() - before for model in (whole, parts))
         norm = np.linalg.norm(a)
-        assert norm > 0 and np.linalg.norm(a - b) <= 1e-2 * norm, name  # a ReLU that flips at rounding moves 1e-3
+        assert norm > 0 and np.linalg.norm(a - b) <= 1e-2 * norm, (
+            name
+        )  # a ReLU that flips at rounding moves 1e-3
 
 
 def test_the_result_does_not_depend_on_threads(straight, threads):
@@ -231,7 +252,9 @@ def test_held_out_images_are_never_trained_on_and_decide_alone(monkeypatch):
     fit(net(), data, recipe=recipe, progress=False)
     assert seen == set(range(40)) - held
     seen.clear()
-    fit(net(), data, patterns(4), recipe=recipe, progress=False)  # with val_data, all of train_data is trained on
+    fit(
+        net(), data, patterns(4), recipe=recipe, progress=False
+    )  # with val_data, all of train_data is trained on
     assert seen == set(range(40))
 
 
@@ -240,10 +263,19 @@ def test_held_out_images_are_never_trained_on_and_decide_alone(monkeypatch):
 
 def test_three_drops_and_then_the_end():
     recipe = Recipe(
-        batch=8, lr=1e-12, lr_drops=2, plateau_patience=2, epochs=50, scale=34, rgb_shift=None, stuck_iterations=1000
+        batch=8,
+        lr=1e-12,
+        lr_drops=2,
+        plateau_patience=2,
+        epochs=50,
+        scale=34,
+        rgb_shift=None,
+        stuck_iterations=1000,
     )
     history = fit(net(), patterns(4), patterns(8, seed=1), recipe, progress=False)
-    assert [row.lr for row in history.rows] == pytest.approx([1e-12] * 3 + [1e-13] * 2 + [1e-14] * 2, rel=1e-9)
+    assert [row.lr for row in history.rows] == pytest.approx(
+        [1e-12] * 3 + [1e-13] * 2 + [1e-14] * 2, rel=1e-9
+    )
     assert history.stopped_by == "plateau"
 
 
@@ -300,7 +332,16 @@ fit(net(), patterns(36), recipe=SMALL, checkpoint=sys.argv[2], callbacks=[Signal
     [(6, signal.SIGKILL, 100, 4), (7, signal.SIGKILL, 3, 6), (10, signal.SIGINT, 100, 10)],
 )
 def test_a_killed_or_interrupted_process_goes_on_bit_for_bit(tmp_path, straight, stop, number, every, saved):
-    command = [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(tmp_path), str(stop), str(int(number)), str(every)]
+    command = [
+        sys.executable,
+        "-c",
+        CHILD,
+        str(Path(__file__).parent),
+        str(tmp_path),
+        str(stop),
+        str(int(number)),
+        str(every),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == -number, done.stderr
     newest = max(path.name for path in tmp_path.glob("checkpoint-*"))
@@ -323,7 +364,12 @@ def test_a_damaged_checkpoint_costs_an_epoch_not_the_run(tmp_path, straight):
 
 def test_limits_can_be_raised_and_the_row_of_a_cut_epoch_is_made_anew(tmp_path, straight):
     data = patterns(36)
-    for limits, rows in (({"iterations": 6}, 2), ({"iterations": 6}, 2), ({"epochs": 2}, 2), ({"epochs": 3}, 3)):
+    for limits, rows in (
+        ({"iterations": 6}, 2),
+        ({"iterations": 6}, 2),
+        ({"epochs": 2}, 2),
+        ({"epochs": 3}, 3),
+    ):
         model = net()
         recipe = dataclasses.replace(SMALL, **limits)
         history = fit(model, data, recipe=recipe, checkpoint=tmp_path, resume=True, progress=False)
@@ -346,9 +392,22 @@ def test_another_run_in_the_directory_is_never_mixed_in(tmp_path):
     fit(net(), data, recipe=recipe, checkpoint=tmp_path, progress=False)
     with pytest.raises(ValueError, match="holds the checkpoints of a run; pass resume=True"):
         fit(net(), data, recipe=recipe, checkpoint=tmp_path, progress=False)
-    for name, value in (("lr", 0.5), ("seed", 8), ("batch", 4), ("scale", 36), ("momentum", 0.5), ("micro_batch", 2)):
+    for name, value in (
+        ("lr", 0.5),
+        ("seed", 8),
+        ("batch", 4),
+        ("scale", 36),
+        ("momentum", 0.5),
+        ("micro_batch", 2),
+    ):
         with pytest.raises(ValueError, match=f"recipe.{name} is "):
-            fit(net(), data, recipe=dataclasses.replace(recipe, **{name: value}), checkpoint=tmp_path, resume=True)
+            fit(
+                net(),
+                data,
+                recipe=dataclasses.replace(recipe, **{name: value}),
+                checkpoint=tmp_path,
+                resume=True,
+            )
     with pytest.raises(ValueError, match=r"model.dropout is 0.1, but the run in .* has 0.5"):
         fit(net(dropout=0.1), data, recipe=recipe, checkpoint=tmp_path, resume=True)
     with pytest.raises(ValueError, match="training images is "):
@@ -510,10 +569,16 @@ def test_a_deep_net_starts_from_a():
 def test_fit_starts_from_a_once(tmp_path):
     a, data = net(), patterns(8)
     recipe = dataclasses.replace(SMALL, epochs=1, lr=1e-12, holdout=0)
-    b = vgg.VGG("B", num_classes=4, input_size=32, in_channels=1, fc_width=32, seed=5, classes=CLASSES, mean=[120.0])
+    b = vgg.VGG(
+        "B", num_classes=4, input_size=32, in_channels=1, fc_width=32, seed=5, classes=CLASSES, mean=[120.0]
+    )
     fit(b, data, recipe=recipe, init_from=a, checkpoint=tmp_path, progress=False)
-    np.testing.assert_allclose(b.parameters["fc6.weight"].numpy(), a.parameters["fc6.weight"].numpy(), rtol=1e-6)
-    resumed = vgg.VGG("B", num_classes=4, input_size=32, in_channels=1, fc_width=32, classes=CLASSES, mean=[120.0])
+    np.testing.assert_allclose(
+        b.parameters["fc6.weight"].numpy(), a.parameters["fc6.weight"].numpy(), rtol=1e-6
+    )
+    resumed = vgg.VGG(
+        "B", num_classes=4, input_size=32, in_channels=1, fc_width=32, classes=CLASSES, mean=[120.0]
+    )
     fit(resumed, data, recipe=recipe, init_from=net(seed=3), checkpoint=tmp_path, resume=True, progress=False)
     assert_equal_weights(resumed, b)
 
@@ -531,16 +596,13 @@ def test_history_is_written_and_drawn(tmp_path, straight):
     assert [float(row["val_top1"]) for row in table] == [row.val_top1 for row in history.rows]
     assert history.best.val_top1 == min(row.val_top1 for row in history.rows)
     for row in history.rows:
-        assert 0 <= row.val_top5 <= row.val_top1 <= 100 and row.images_per_second > 0 and math.isfinite(row.val_loss)
-    pytest.importorskip("matplotlib")
+        assert (
+            0 <= row.val_top5 <= row.val_top1 <= 100
+            and row.images_per_second > 0
+            and math.isfinite(row.val_loss)
+        )
     history.plot(tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_curves_without_matplotlib_say_how_to_get_it(straight, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r'pip install "vggnet\[plot\]"'):
-        straight[1].plot("unused.png")
 
 
 def test_held_out_figures_are_the_evaluators(straight):
@@ -561,7 +623,9 @@ def test_progress(capfd, progress):
     if progress is False:
         assert err == ""
         return
-    lines = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("epoch 2/2: lr 0.002, loss ")]
+    lines = [
+        line for line in err.replace("\r", "\n").splitlines() if line.startswith("epoch 2/2: lr 0.002, loss ")
+    ]
     assert len(lines) == 1
     for part in ("error", "held out", "images/s"):
         assert part in lines[0]

@@ -281,40 +281,10 @@ class History:
         )
 
     def plot(self, path: str | os.PathLike[str] = "curves.png") -> None:
-        """Draw loss and error over the epochs into a picture; dotted lines mark where the lr fell.
+        """Draw loss and error over the epochs into a PNG file; dotted lines mark where the lr fell."""
+        from . import picture
 
-        Raises
-        ------
-        ImportError
-            Without matplotlib; the message says how to install it.
-        """
-        try:
-            from matplotlib.figure import Figure  # no pyplot: no global state, no display
-        except ImportError as error:
-            raise ImportError('curves need matplotlib: pip install "vggnet[plot]"') from error
-        figure = Figure(figsize=(9, 3.6), layout="constrained")
-        epochs = [row.epoch for row in self.rows]
-        panels = {
-            "loss": {"training": "train_loss", "held out": "val_loss"},
-            "error, %": {
-                "training, top-1": "train_error",
-                "held out, top-1": "val_top1",
-                "held out, top-5": "val_top5",
-            },
-        }
-        for axes, (title, curves) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-            for label, name in curves.items():
-                values = [getattr(row, name) for row in self.rows]
-                if any(value is not None for value in values):
-                    axes.plot(epochs, [math.nan if v is None else v for v in values], marker=".", label=label)
-            for before, after in zip(self.rows, self.rows[1:], strict=False):
-                if after.lr < before.lr:
-                    axes.axvline(before.epoch, color="gray", linestyle=":", linewidth=1)
-            axes.set(xlabel="epoch", ylabel=title)
-            axes.grid(alpha=0.3)
-            if axes.lines:
-                axes.legend()
-        figure.savefig(path, dpi=120)
+        picture.history(path, self.rows)
 
 
 class Callback:
@@ -843,9 +813,7 @@ class _Trainer:
         )
         dead = self._dead_layers()
         return (
-            f"{advice}. Dead ReLUs, zero for each of the last images: {', '.join(dead)}"
-            if dead
-            else advice
+            f"{advice}. Dead ReLUs, zero for each of the last images: {', '.join(dead)}" if dead else advice
         )
 
     def _dead_layers(self) -> list[str]:
