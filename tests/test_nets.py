@@ -1,0 +1,382 @@
+"""The six nets against the float64 reference: every named map, the loss, all gradients; and what holds
+between runs.
+
+At 32 x 32 with narrow fully-connected layers; the convolutions are the paper's. Single operations are judged
+strictly in their own files. In a whole net a ReLU or a pool's winner that flips at rounding moves deep
+gradients by up to 1e-2, so gradients are judged twice: strictly, by the reference's backward pass over the
+library's own maps (no flips), and over several seeds, against what a float32 run of the reference itself
+loses.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import vggnet as vgg
+from vggnet import _C, configs
+
+from reference import dropout, max_pool2d, net, softmax
+from tolerance import EPS32, relative_l2
+
+CONFIGS = list(net.CONFIGS)
+SMALL = {"num_classes": 10, "input_size": 32, "fc_width": 24}
+DROP6, DROP7 = 6, 7  # purposes of the random numbers, part of the checkpoint format
+# A layer adds a few roundings of its inputs' size (tolerance.py), independent of the layers before: 19 of
+# them stay below.
+CLOSE = 1e-5
+
+
+def build(config, seed=0, **options):
+    """A model and the same weights in float64."""
+    model = vgg.VGG(config, **{**SMALL, **options})
+    shapes = {name: tensor.shape for name, tensor in model.parameters.items()}
+    parameters = net.random_parameters(shapes, np.random.default_rng([*config.encode(), seed]))
+    model.load_parameters(parameters)
+    return model, {name: value.astype(np.float64) for name, value in parameters.items()}
+
+
+def batch(model, n, seed=0, size=None):
+    rng = np.random.default_rng([n, seed])
+    height, width = size or (model.input_size, model.input_size)
+    x = (60 * rng.standard_normal((n, height, width, model.in_channels))).astype(np.float32)
+    return x, rng.integers(0, model.num_classes, n)
+
+
+def masks_of(model, rng):
+    return {
+        name: dropout.mask(model.dropout, rng.seed, rng.rows.tolist(), purpose, model.fc_width)
+        for name, purpose in (("drop6", DROP6), ("drop7", DROP7))
+    }
+
+
+# ---------------------------------------------------------------------------------------------- structure
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_layers_and_parameters(config):
+    full = configs.layers_of(config, num_classes=1000, input_size=224, in_channels=3, fc_width=4096)
+    assert [layer.name for layer in full] == [name for _, name in net.layers(config)]
+    assert configs.parameter_shapes(full) == net.parameter_shapes(config)
+    assert configs.count_parameters(full) == net.PARAMETERS[config]
+    model, parameters = build(config)
+    assert list(model.layer_names) == [name for _, name in net.layers(config)]
+    assert {k: v.shape for k, v in model.parameters.items()} == net.parameter_shapes(config, 10, 32, 3, 24)
+    assert model.num_parameters == sum(p.size for p in parameters.values())
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("config", CONFIGS)
+def test_parameters_of_a_whole_model(config):
+    assert (
+        sum(math.prod(t.shape) for t in vgg.VGG(config, init=None).parameters.values())
+        == net.PARAMETERS[config]
+    )
+
+
+# ---------------------------------------------------------------------------------------------- forward
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_named_map(config):
+    model, parameters = build(config)
+    x, _ = batch(model, 2)
+    maps = net.forward(config, parameters, x.astype(np.float64))
+    run = model.run(x, layers=model.layer_names)
+    for name in model.layer_names:
+        assert run[name].shape == maps[name].shape, name
+        assert relative_l2(run[name], maps[name]) < CLOSE, name
+    assert np.array_equal(run["drop6"], run["relu6"]), "dropout outside training"
+    # Fused or not, with or without keeping maps: the same bits.
+    logits = run.logits.numpy().tobytes()
+    assert model.run(x).logits.numpy().tobytes() == logits
+    assert model.forward(x).numpy().tobytes() == logits
+    fused = model.run(x)
+    for name in ("conv1_1", "relu2_1", "pool3", "fc6", "relu7"):
+        assert fused[name].numpy().tobytes() == run[name].numpy().tobytes(), name
+
+
+@pytest.mark.parametrize("config", ["A-LRN", "C"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("n, size", [(1, 32), (3, 64)])
+def test_other_shapes(config, channels, n, size):
+    model, parameters = build(config, in_channels=channels, input_size=size, num_classes=7)
+    x, _ = batch(model, n)
+    maps = net.forward(config, parameters, x.astype(np.float64))
+    assert relative_l2(model.forward(x), maps["fc8"]) < CLOSE
+    assert relative_l2(model.features(x, ["prob"])["prob"], maps["prob"]) < 10 * CLOSE
+
+
+@pytest.mark.parametrize("rounding", ["floor", "ceil"])
+def test_features_of_images_of_any_size(rounding):
+    model, parameters = build("B", pool_rounding=rounding)
+    names = ["conv1_2", "relu3_2", "pool4", "conv5_2"]
+    x, _ = batch(model, 2, size=(39, 53))
+    maps = net.forward("B", parameters, x.astype(np.float64), ceil_mode=rounding == "ceil", until="conv5_2")
+    found = model.features(x, names)
+    assert list(found) == names
+    for name in names:
+        assert found[name].shape == maps[name].shape and relative_l2(found[name], maps[name]) < CLOSE, name
+    run = model.run(x, layers=["conv3_1"])
+    with pytest.raises(KeyError, match="pool5"):
+        run["pool5"]
+
+
+def test_a_wrong_size_says_dense():
+    model, _ = build("A")
+    with pytest.raises(ValueError, match="dense") as error:
+        model.forward(np.zeros((1, 64, 64, 3), np.float32))
+    assert "(1, 64, 64, 3)" in str(error.value) and "32" in str(error.value)
+    with pytest.raises(ValueError, match="relu9_9"):
+        model.features(np.zeros((1, 32, 32, 3), np.float32), ["relu9_9"])
+
+
+def test_an_empty_batch():
+    model, _ = build("A")
+    assert model.forward(np.zeros((0, 32, 32, 3), np.float32)).shape == (0, 10)
+
+
+# ---------------------------------------------------------------------------------------------- gradients
+
+
+def reference_maps(model, parameters, x, run, masks):
+    """The library's own maps as the reference's backward pass takes them: no ReLU and no winner can
+    differ."""
+    maps = {name: run[name].numpy().astype(np.float64) for name in model.layer_names[:-1]}
+    for i in range(1, 6):
+        last = [name for name in model.layer_names if name.startswith((f"relu{i}_", f"norm{i}_"))][-1]
+        ceil = model.pool_rounding == "ceil"
+        maps[f"pool{i}.index"] = max_pool2d.forward(maps[last], ceil)[1]
+    return maps
+
+
+def assert_gradients(model, parameters, x, run, given, masks):
+    grads, dx = run.backward(given, input=True)
+    maps = reference_maps(model, parameters, x, run, masks)
+    upstream = {name: np.asarray(d, np.float64) for name, d in given.items()}
+    expected, expected_dx = net.backward(
+        model.config, parameters, x.astype(np.float64), maps, upstream, masks
+    )
+    assert set(grads) == set(expected)
+    for name, gradient in expected.items():
+        assert relative_l2(grads[name], gradient) < CLOSE, name
+    assert relative_l2(dx, expected_dx) < CLOSE, "dx"
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_gradients_are_those_of_its_own_maps(config):
+    model, parameters = build(config)
+    x, _ = batch(model, 2)
+    rng = vgg.Rng(5, np.array([3, (2 << 32) + 1]))
+    run = model.run(x, training=True, rng=rng)
+    masks = masks_of(model, rng)
+    upstream = np.random.default_rng(1).standard_normal((2, 10)).astype(np.float32)
+    assert_gradients(model, parameters, x, run, {"fc8": upstream}, masks)
+
+
+@pytest.mark.parametrize("config", ["A-LRN", "C", "E"])
+@pytest.mark.parametrize(
+    "names",
+    [("conv3_1",), ("relu2_1", "pool4"), ("conv2_1", "relu2_1", "pool2"), ("pool5", "fc6", "drop6", "relu7"),
+     ("conv1_1", "relu5_2", "fc7", "fc8")],
+    ids="+".join,
+)  # fmt: skip
+@pytest.mark.parametrize("tapped", [False, True], ids=["fused", "tapped"])
+def test_gradients_that_enter_anywhere(config, names, tapped):
+    model, parameters = build(config)
+    x, _ = batch(model, 2)
+    rng = vgg.Rng(9, np.arange(2))
+    run = model.run(x, layers=names if tapped else None, training=True, rng=rng)
+    draw = np.random.default_rng(2)
+    given = {name: draw.standard_normal(run[name].shape).astype(np.float32) for name in names}
+    before = {name: d.copy() for name, d in given.items()}
+    whole = model.run(x, training=True, rng=rng)
+    maps = reference_maps(model, parameters, x, whole, None)
+    grads, dx = run.backward(given, input=True)
+    upstream = {name: d.astype(np.float64) for name, d in given.items()}
+    expected, expected_dx = net.backward(
+        config, parameters, x.astype(np.float64), maps, upstream, masks_of(model, rng)
+    )
+    assert set(grads) == set(expected)
+    for name, gradient in expected.items():
+        assert relative_l2(grads[name], gradient) < CLOSE, name
+    assert relative_l2(dx, expected_dx) < CLOSE
+    assert all(np.array_equal(given[name], before[name]) for name in given), "a given gradient was written to"
+    # The gradient to the image alone is the same, and leaves no gradients of weights.
+    nothing, image = run.backward(given, weights=False, input=True)
+    assert not nothing and image.numpy().tobytes() == dx.numpy().tobytes()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_loss_and_gradients_over_seeds(config):
+    """Not further from the float64 reference than the same formulas in NumPy's float32 are."""
+    ours, theirs = {}, {}
+    for seed in range(5):
+        model, parameters = build(config, seed)
+        x, labels = batch(model, 2, seed)
+        rng = vgg.Rng(seed, np.arange(2) + (seed << 32))
+        masks = masks_of(model, rng)
+        loss, grads = model.loss_and_gradients(x, labels, rng=rng)
+        found = []
+        for dtype in (np.float64, np.float32):
+            weights = {k: v.astype(dtype) for k, v in parameters.items()}
+            cast = {k: v.astype(dtype) for k, v in masks.items()}
+            maps = net.forward(config, weights, x.astype(dtype), cast)
+            expected_loss, dlogits = softmax.cross_entropy(maps["fc8"], labels)
+            found.append(
+                (
+                    expected_loss,
+                    net.backward(config, weights, x.astype(dtype), maps, {"fc8": dlogits}, cast)[0],
+                )
+            )
+        (loss64, exact), (_, rounded) = found
+        assert float(loss) == pytest.approx(loss64, rel=1e-4)
+        for name, gradient in exact.items():
+            ours.setdefault(name, []).append(relative_l2(grads[name], gradient))
+            theirs.setdefault(name, []).append(relative_l2(rounded[name], gradient))
+    assert set(ours) == set(model.parameters)
+    # Over all parameters and seeds: as often small, and never larger than a flip makes it.
+    errors, yardstick = (np.array([e[name] for name in e]) for e in (ours, theirs))
+    assert np.median(errors) <= 4 * np.median(yardstick) + 1e-6
+    assert np.quantile(errors, 0.8) <= 4 * np.quantile(yardstick, 0.8) + 1e-5
+    assert errors.max() < 5e-2
+
+
+def test_micro_batches_add_up():
+    model, _ = build("C")
+    x, labels = batch(model, 5)
+    rng = vgg.Rng(3, np.arange(5))
+    loss, whole = model.loss_and_gradients(x, labels, rng=rng)
+    grads, total = None, 0.0
+    for part in (slice(0, 2), slice(2, 3), slice(3, 5)):
+        piece, grads = model.loss_and_gradients(
+            x[part],
+            labels[part],
+            rng=vgg.Rng(3, np.arange(5)[part]),
+            normalizer=5.0,
+            grads=grads,
+            accumulate=grads is not None,
+        )
+        total += float(piece)
+    assert total == pytest.approx(float(loss), rel=10 * EPS32)
+    for name in whole:
+        assert relative_l2(grads[name], whole[name]) < CLOSE, name
+
+
+def test_ready_tells_each_layer_once_fc8_first():
+    model, _ = build("A")
+    x, labels = batch(model, 2)
+    told = []
+    _, grads = model.loss_and_gradients(x, labels, ready=told.append)
+    names = [name for kind, name in net.layers("A") if kind in ("conv", "linear")]
+    assert told == [(f"{name}.weight", f"{name}.bias") for name in reversed(names)]
+    assert set(grads) == set(model.parameters)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_threads_give_equal_bits(config, threads):
+    model, _ = build(config)
+    x, labels = batch(model, 3)
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        loss, grads = model.loss_and_gradients(x, labels, rng=vgg.Rng(1, np.arange(3)))
+        results.append([float(loss), *(grads[name].numpy().tobytes() for name in model.parameters)])
+    assert results[0] == results[1] == results[2]
+
+
+def test_a_net_gives_the_same_bits_whatever_the_batch(isa):
+    model, _ = build("A-LRN")
+    x, _ = batch(model, 5)
+    whole = model.forward(x).numpy()
+    assert model.forward(x[2:4]).numpy().tobytes() == whole[2:4].tobytes()
+    assert model.forward(x[:3]).numpy().tobytes() == whole[:3].tobytes()
+
+
+def test_changed_weights_invalidate_a_run():
+    model, _ = build("A")
+    x, _ = batch(model, 1)
+    run = model.run(x)
+    model.parameters["conv1_1.bias"].copy_(np.zeros(64, np.float32))
+    with pytest.raises(RuntimeError, match="weights changed"):
+        run.backward({"fc8": np.zeros((1, 10), np.float32)})
+
+
+# ---------------------------------------------------------------------------------------------- dense
+
+
+@pytest.mark.parametrize("rounding", ["floor", "ceil"])
+@pytest.mark.parametrize("size", [(64, 64), (64, 101), (97, 64), (135, 79)], ids=str)
+def test_dense(rounding, size):
+    model, parameters = build("B", input_size=64, pool_rounding=rounding)
+    x, _ = batch(model, 2, size=size)
+    expected = net.dense("B", parameters, x.astype(np.float64), 64, rounding == "ceil")
+    scores = model.dense(x)
+    assert scores.shape == expected.shape
+    assert relative_l2(scores, expected) < CLOSE
+    if size == (64, 64):
+        assert relative_l2(scores.numpy()[:, 0, 0], model.forward(x)) < 1e-6
+
+
+@pytest.mark.parametrize("config", ["A", "C", "E"])
+@pytest.mark.parametrize("rounding", ["floor", "ceil"])
+def test_dense_in_bands_gives_equal_bits(config, rounding):
+    model, _ = build(config, pool_rounding=rounding)
+    x, _ = batch(model, 2, size=(32 * 14 + 17, 45))
+    whole = model.dense(x).numpy()
+    # Enough for the tallest that some band needs, far from enough for the image.
+    plan = model.memory_plan(2, size=x.shape[1:3])
+    bands = model.dense(x, memory=int(0.7 * (plan["maps"] + plan["outputs"]))).numpy()
+    assert bands.tobytes() == whole.tobytes()
+    with pytest.raises(MemoryError, match="memory"):
+        model.dense(x, memory=1000)
+
+
+# ---------------------------------------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("config", ["A-LRN", "D"])
+@pytest.mark.parametrize("training", [False, True])
+def test_memory_is_what_the_plan_says(config, training):
+    """The allocator's peak, to the byte."""
+    outside = _C.memory_stats()["current_bytes"]
+    model, _ = build(config)
+    values, labels = batch(model, 3)
+    x = vgg.tensor(values)
+    plan = model.memory_plan(3, training=training)
+    if training:
+        grads = {name: vgg.empty(t.shape) for name, t in model.parameters.items()}
+        momentum = {name: vgg.zeros(t.shape) for name, t in model.parameters.items()}
+    _C.reset_peak_memory()
+    if training:
+        labels = vgg.tensor(labels)
+        labels_bytes = labels.nbytes
+        _C.reset_peak_memory()
+        model.loss_and_gradients(x, labels, grads=grads)
+        assert momentum
+    else:
+        labels_bytes = 0
+        model.forward(x)
+    assert _C.memory_stats()["peak_bytes"] - outside - labels_bytes == plan.total
+
+
+def test_a_net_survives_failed_allocations():
+    """Each allocation of a step fails in turn: MemoryError, nothing leaked, and the model works as before."""
+    model, _ = build("A-LRN")
+    x, labels = batch(model, 1)
+    x, labels = vgg.tensor(x), vgg.tensor(labels)
+    expected = float(model.loss_and_gradients(x, labels)[0])
+    failures = 0
+    for n in range(1, 200):
+        before = _C.memory_stats()["current_bytes"]
+        _C._fail_allocation(n)
+        try:
+            model.loss_and_gradients(x, labels)
+        except MemoryError:
+            failures += 1
+            assert _C.memory_stats()["current_bytes"] == before, f"allocation {n}"
+            continue
+        finally:
+            _C._fail_allocation(0)
+        break
+    assert failures >= 4
+    assert float(model.loss_and_gradients(x, labels)[0]) == expected

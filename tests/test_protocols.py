@@ -1,0 +1,154 @@
+"""Every protocol of the paper equals the naive evaluator, which shares no code with vggnet/."""
+
+import functools
+
+import numpy as np
+import pytest
+import vggnet as vgg
+from vggnet import data, evaluate
+
+import naive_evaluator as naive
+from reference import net
+
+KINDS = ["center", "ten-crop", "multi-crop", "dense", "combined"]
+CROP = 32
+CLASSES = 7
+# Height and width: none of the long sides is a multiple of 32 at any scale, landscape and portrait and
+# square.
+SIZES = [(53, 71), (90, 61), (47, 47)]
+SCALES = (45, 66)
+# Logits of about 2 agree to 1e-5 relative (test_nets.py), and a soft-max moves by half of what its logits
+# move by.
+CLOSE = 3e-5
+
+
+@functools.cache
+def images(channels):
+    """Smooth, so that neither rescaling nor cropping turns an image into noise."""
+    rng = np.random.default_rng(channels)
+    out = []
+    for height, width in SIZES:
+        coarse = rng.integers(0, 256, (5, 6, channels), np.uint8)
+        rows, columns = np.arange(height) * 5 // height, np.arange(width) * 6 // width
+        noise = rng.integers(-20, 21, (height, width, channels))
+        out.append(np.clip(coarse[rows][:, columns] + noise, 0, 255).astype(np.uint8))
+    return out
+
+
+@functools.cache
+def build(config, rounding, channels=3):
+    mean = (120.5, 110.25, 100.0)[:channels]
+    model = vgg.VGG(
+        config,
+        num_classes=CLASSES,
+        input_size=CROP,
+        in_channels=channels,
+        fc_width=24,
+        mean=mean,
+        pool_rounding=rounding,
+    )
+    shapes = {name: tensor.shape for name, tensor in model.parameters.items()}
+    parameters = net.random_parameters(shapes, np.random.default_rng([*config.encode()]))
+    parameters["fc8.weight"] *= np.float32(0.05)  # logits of a few units: no class wins outright
+    model.load_parameters(parameters)
+    parameters = {name: value.astype(np.float64) for name, value in parameters.items()}
+    ceil = rounding == "ceil"
+
+    def forward(x):
+        return net.forward(config, parameters, x, ceil_mode=ceil, until="fc8")["fc8"]
+
+    def dense(x):
+        return net.dense(config, parameters, x, CROP, ceil)
+
+    return model, functools.partial(naive.posteriors, crop=CROP, mean=mean, forward=forward, dense=dense)
+
+
+@functools.cache
+def expected(kind, rounding, scales, config="A", channels=3):
+    return build(config, rounding, channels)[1](kind, images(channels), scales)
+
+
+def dataset(channels=3):
+    labels = np.argsort(expected("dense", "floor", SCALES, channels=channels), axis=1)[[0, 1, 2], [-1, -3, 0]]
+    return data.ArrayDataset(images(channels), labels, [f"class {i}" for i in range(CLASSES)])
+
+
+@pytest.mark.parametrize("rounding", ["floor", "ceil"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_protocol(kind, rounding):
+    model, _ = build("A", rounding)
+    for scales in (SCALES, SCALES[1:]):
+        report = evaluate.evaluate(model, dataset(), evaluate.Protocol.paper(kind, scales))
+        posteriors = expected(kind, rounding, scales)
+        assert np.abs(report.posteriors - posteriors).max() < CLOSE
+        assert (report.top1, report.top5) == pytest.approx(naive.errors(posteriors, dataset().labels))
+
+
+def test_the_protocols_differ():
+    """By far more than the tolerance: a test in which any protocol passes for another proves nothing."""
+    found = [expected(kind, rounding, SCALES) for kind in KINDS for rounding in ("floor", "ceil")]
+    found.append(expected("dense", "floor", SCALES[1:]))
+    crops = {0: 1, 2: 3, 4: 5}  # rounding does not change crops of 32 x 32, which halve to 1 evenly
+    for i, a in enumerate(found):
+        for j, b in enumerate(found[:i]):
+            if crops.get(j) != i:
+                assert np.abs(a - b).max() > 20 * CLOSE, (i, j)
+    assert (np.abs(np.array(found) - 1 / CLASSES) > 0.02).any(axis=(1, 2)).all()
+    assert all(a.max() < 0.99 for a in found)
+
+
+def test_orders_of_averaging():
+    """Scores are averaged before the soft-max; the other order is another number, and is there by name."""
+    model, _ = build("A", "floor")
+    other = evaluate.Protocol("dense", SCALES, averaging="posteriors")
+    report = evaluate.evaluate(model, dataset(), other)
+    assert np.abs(report.posteriors - expected("dense", "floor", SCALES)).max() > 20 * CLOSE
+    mirrored = evaluate.Protocol("dense", SCALES, mirror=False)
+    report = evaluate.evaluate(model, dataset(), mirrored)
+    assert np.abs(report.posteriors - expected("dense", "floor", SCALES)).max() > 20 * CLOSE
+
+
+@pytest.mark.parametrize("kind", ["multi-crop", "dense"])
+def test_gray(kind):
+    model, _ = build("A", "floor", 1)
+    report = evaluate.evaluate(model, dataset(1), evaluate.Protocol.paper(kind, SCALES))
+    assert np.abs(report.posteriors - expected(kind, "floor", SCALES, channels=1)).max() < CLOSE
+
+
+def test_fusion():
+    """Nets and protocols fuse by the mean of posteriors, in one pass or from reports."""
+    a, b = build("A", "floor")[0], build("C", "ceil")[0]
+    dense, crops = evaluate.Protocol.paper("dense", SCALES), evaluate.Protocol.paper("center", SCALES[:1])
+    mean = (expected("dense", "floor", SCALES) + expected("center", "ceil", SCALES[:1], "C")) / 2
+    report = evaluate.evaluate([(a, dense), (b, crops)], dataset())
+    assert np.abs(report.posteriors - mean).max() < CLOSE
+    assert (report.top1, report.top5) == pytest.approx(naive.errors(mean, dataset().labels))
+    apart = evaluate.fuse([evaluate.evaluate(a, dataset(), dense), evaluate.evaluate(b, dataset(), crops)])
+    assert apart.posteriors.tobytes() == report.posteriors.tobytes()
+
+
+def test_batches_and_bands_change_nothing():
+    model, _ = build("A", "floor")
+    for kind in ("multi-crop", "dense"):
+        whole = evaluate.evaluate(model, dataset(), evaluate.Protocol(kind, SCALES))
+        small = evaluate.evaluate(model, dataset(), evaluate.Protocol(kind, SCALES, batch=7, memory=1 << 22))
+        assert np.abs(whole.posteriors - small.posteriors).max() < 1e-6
+
+
+def test_predict_is_the_same_core():
+    model, _ = build("A", "floor")
+    protocol = evaluate.Protocol.paper("combined", SCALES)
+    best = model.predict(images(3), protocol, top=CLASSES)
+    for row, posterior in zip(best, expected("combined", "floor", SCALES), strict=True):
+        assert [c for c, _ in row] == list(np.argsort(-posterior, kind="stable"))
+        assert [p for _, p in row] == pytest.approx(np.sort(posterior)[::-1], abs=CLOSE)
+
+
+def test_the_naive_grid():
+    """PAPER: floor(linspace(0, size - crop, 5) + 0.5), repeats kept."""
+    assert naive.grid(256, 224, 5) == [0, 8, 16, 24, 32]
+    assert naive.grid(227, 224, 5) == [0, 1, 2, 2, 3]
+    assert naive.grid(224, 224, 5) == [0] * 5
+    for side in range(32, 80):
+        linspace = np.floor(np.linspace(0, side - 32, 5) + 0.5)
+        assert naive.grid(side, 32, 5) == linspace.tolist()
