@@ -110,6 +110,8 @@ enum vgg_status vgg_kernels_init(const char *isa, struct vgg_error *error);
 const struct vgg_gemm_kernel *vgg_kernels(size_t *count);
 size_t vgg_kernel_uses(const struct vgg_gemm_kernel *kernel);
 void vgg_kernel_count_use(const struct vgg_gemm_kernel *kernel);
+/* The selected ISA's multiply-add rate on `threads` threads, in float32 operations a second: what benchmarks call the peak. */
+double vgg_fma_peak(int threads);
 
 /* ------------------------------------------------------------------------------------------------ Philox (core/philox.h) */
 

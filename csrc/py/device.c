@@ -1,0 +1,362 @@
+/* device.c: device names, the backends of this module, and the functions about the machine. */
+#include "py.h"
+
+/* ------------------------------------------------------------------------------------------------ backends */
+
+bool vggpy_register_backend(struct vgg_state *state, const struct vgg_backend *backend)
+{
+    /* "No entry may be NULL": device_count and all after it are pointers to functions. */
+    static const char zero[sizeof(void (*)(void))];
+    for (size_t at = offsetof(struct vgg_backend, device_count); at < sizeof(*backend); at += sizeof(zero))
+        if (memcmp((const char *)backend + at, zero, sizeof(zero)) == 0) {
+            PyErr_Format(PyExc_ValueError, "register_backend: the table has a NULL entry at byte %zu", at);
+            return false;
+        }
+    if (!backend->name || !backend->name[0] || strchr(backend->name, ':')) {
+        PyErr_SetString(PyExc_ValueError, "register_backend: the table's name is empty or has a colon");
+        return false;
+    }
+    for (int i = 0; i < state->backend_count; i++)
+        if (strcmp(state->backends[i]->name, backend->name) == 0) {
+            PyErr_Format(PyExc_ValueError, "register_backend: \"%s\" is registered already", backend->name);
+            return false;
+        }
+    if (state->backend_count == VGGPY_MAX_BACKENDS) {
+        PyErr_Format(PyExc_ValueError, "register_backend: there are %d backends already", VGGPY_MAX_BACKENDS);
+        return false;
+    }
+    state->backends[state->backend_count++] = backend;
+    return true;
+}
+
+PyObject *vggpy_device_name(struct device device)
+{
+    if (device.backend == &vgg_cpu_backend)
+        return PyUnicode_FromString("cpu");
+    return PyUnicode_FromFormat("%s:%d", device.backend->name, device.index);
+}
+
+static PyObject *device_list(const struct vgg_state *state)
+{
+    PyObject *list = PyList_New(0);
+    for (int b = 0; list && b < state->backend_count; b++)
+        for (int i = 0, count = state->backends[b]->device_count(); i < count; i++) {
+            PyObject *name = vggpy_device_name((struct device){state->backends[b], i});
+            int failed = name ? PyList_Append(list, name) : -1;
+            Py_XDECREF(name);
+            if (failed) {
+                Py_DECREF(list);
+                return NULL;
+            }
+        }
+    return list;
+}
+
+static const char no_cuda[] = "no CUDA device: built without CUDA. Use device=\"cpu\", or see: vggnet info";
+
+bool vggpy_device_parse(const struct vgg_state *state, const char *name, struct device *device)
+{
+    const char *colon = strchr(name, ':');
+    size_t length = colon ? (size_t)(colon - name) : strlen(name);
+    long index = 0;
+    bool valid = true;
+    if (colon) { /* digits only: strtol would take spaces and signs */
+        size_t digits = strspn(colon + 1, "0123456789");
+        valid = digits >= 1 && digits <= 4 && colon[1 + digits] == '\0';
+        index = valid ? strtol(colon + 1, NULL, 10) : 0;
+    }
+    for (int i = 0; valid && i < state->backend_count; i++) {
+        const struct vgg_backend *backend = state->backends[i];
+        if (strlen(backend->name) == length && memcmp(backend->name, name, length) == 0 && index < backend->device_count()) {
+            *device = (struct device){backend, (int)index};
+            return true;
+        }
+    }
+    bool has_cuda = false;
+    for (int i = 0; i < state->backend_count; i++)
+        has_cuda |= strcmp(state->backends[i]->name, "cuda") == 0;
+    if (valid && length == 4 && memcmp(name, "cuda", 4) == 0 && !has_cuda) {
+        PyErr_SetString(state->device_error, no_cuda);
+        return false;
+    }
+    PyObject *list = device_list(state);
+    if (list)
+        PyErr_Format(PyExc_ValueError, "device is \"%s\"; expected one of %R", name, list);
+    Py_XDECREF(list);
+    return false;
+}
+
+struct vgg_context vggpy_context(struct device device, struct vgg_error *error)
+{
+    return (struct vgg_context){
+        .backend = device.backend,
+        .device = device.index,
+        .threads = vgg_get_num_threads(),
+        .error = error,
+    };
+}
+
+bool vggpy_transfer(const struct vgg_state *state, struct device device, enum transfer kind, void *to, const void *from,
+                    size_t bytes)
+{
+    if (bytes == 0)
+        return true;
+    struct vgg_error error = {.status = VGG_OK};
+    struct vgg_context context = vggpy_context(device, &error);
+    enum vgg_status status = VGG_OK;
+    PyThreadState *thread = PyEval_SaveThread();
+    switch (kind) {
+    case UPLOAD:
+        status = device.backend->upload(&context, to, from, bytes);
+        break;
+    case DOWNLOAD:
+        status = device.backend->download(&context, to, from, bytes);
+        break;
+    case COPY:
+        status = device.backend->copy(&context, to, from, bytes);
+        break;
+    }
+    PyEval_RestoreThread(thread);
+    return status == VGG_OK ? true : vggpy_raise(state, &error);
+}
+
+/* ------------------------------------------------------------------------------------------------ Python functions */
+
+PyDoc_STRVAR(devices_doc, "devices()\n--\n\n"
+                          "The names that device= takes, [\"cpu\", ...].");
+
+static PyObject *py_devices(PyObject *module, PyObject *unused)
+{
+    (void)unused;
+    return device_list(vggpy_state(module));
+}
+
+PyDoc_STRVAR(memory_stats_doc, "memory_stats(device='cpu')\n--\n\n"
+                               "What tensors and workspaces of a device hold.\n\n"
+                               "Returns\n-------\n"
+                               "dict\n"
+                               "    \"current\" and \"peak\" in bytes, exactly as asked for (no rounding), and\n"
+                               "    \"allocations\", the number of allocations since the start.");
+
+static PyObject *py_memory_stats(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"device", NULL};
+    const char *name = "cpu";
+    struct device device;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|s:memory_stats", names, &name) ||
+        !vggpy_device_parse(vggpy_state(module), name, &device))
+        return NULL;
+    struct vgg_memory_stats stats = {0};
+    device.backend->memory_stats(device.index, &stats);
+    return Py_BuildValue("{s:n,s:n,s:n}", "current", (Py_ssize_t)stats.current_bytes, "peak", (Py_ssize_t)stats.peak_bytes,
+                         "allocations", (Py_ssize_t)stats.allocations);
+}
+
+PyDoc_STRVAR(reset_peak_doc, "reset_peak_memory(device='cpu')\n--\n\n"
+                             "Make memory_stats(device)[\"peak\"] equal to \"current\".");
+
+static PyObject *py_reset_peak(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"device", NULL};
+    const char *name = "cpu";
+    struct device device;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|s:reset_peak_memory", names, &name) ||
+        !vggpy_device_parse(vggpy_state(module), name, &device))
+        return NULL;
+    device.backend->reset_peak(device.index);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(register_backend_doc,
+             "register_backend(capsule, /)\n--\n\n"
+             "Add a device: a PyCapsule named \"vggnet.backend\" with a struct vgg_backend (csrc/vgg.h).\n\n"
+             "Raises\n------\n"
+             "ValueError\n"
+             "    If the table has a NULL entry or its name is taken.");
+
+static PyObject *py_register_backend(PyObject *module, PyObject *capsule)
+{
+    struct vgg_state *state = vggpy_state(module);
+    if (!PyCapsule_IsValid(capsule, "vggnet.backend")) {
+        PyErr_SetString(PyExc_TypeError, "register_backend: expected a PyCapsule named \"vggnet.backend\"");
+        return NULL;
+    }
+    /* The list goes first: a table in use whose owner is gone would be worse than a capsule kept for nothing. */
+    if (PyList_Append(state->capsules, capsule) < 0 ||
+        !vggpy_register_backend(state, PyCapsule_GetPointer(capsule, "vggnet.backend")))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(cpu_backend_doc, "cpu_backend_capsule()\n--\n\n"
+                              "The CPU's table as a \"vggnet.backend\" capsule: what another backend can be built around.");
+
+static PyObject *py_cpu_backend(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return PyCapsule_New((void *)(uintptr_t)&vgg_cpu_backend, "vggnet.backend", NULL);
+}
+
+PyDoc_STRVAR(set_num_threads_doc, "set_num_threads(n)\n--\n\n"
+                                  "Use at most n threads in the CPU's operations. Results do not depend on it.\n\n"
+                                  "Raises\n------\n"
+                                  "ValueError\n"
+                                  "    If n is less than 1.");
+
+static PyObject *py_set_num_threads(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"n", NULL};
+    PyObject *object;
+    uint64_t n;
+    (void)module;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:set_num_threads", names, &object) ||
+        !vggpy_uint(object, "set_num_threads", "n", 1024, &n))
+        return NULL;
+    if (n == 0) {
+        PyErr_SetString(PyExc_ValueError, "set_num_threads: n is 0; expected 1 or more");
+        return NULL;
+    }
+    vgg_set_num_threads((int)n);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(get_num_threads_doc, "get_num_threads()\n--\n\n"
+                                  "How many threads the CPU's operations may use.\n\n"
+                                  "The default is VGGNET_NUM_THREADS, else the CPUs that this process may run on.");
+
+static PyObject *py_get_num_threads(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return PyLong_FromLong(vgg_get_num_threads());
+}
+
+PyDoc_STRVAR(kernels_doc, "kernels()\n--\n\n"
+                          "The table of CPU kernels.\n\n"
+                          "Returns\n-------\n"
+                          "list of dict\n"
+                          "    \"name\", \"slot\", \"isa\", \"mr\" and \"nr\" (the tile), \"available\" (can this CPU run it?),\n"
+                          "    \"selected\" (is it the one in use?), \"uses\" (operations that ran it).");
+
+static PyObject *py_kernels(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    size_t count;
+    const struct vgg_gemm_kernel *table = vgg_kernels(&count), *selected = vgg_gemm();
+    PyObject *list = PyList_New(0);
+    for (size_t i = 0; list && i < count; i++) {
+        const struct vgg_gemm_kernel *kernel = &table[i];
+        PyObject *row = Py_BuildValue(
+            "{s:s,s:s,s:s,s:n,s:n,s:O,s:O,s:n}", "name", kernel->name, "slot", "sgemm", "isa", vgg_isa_name(kernel->isa),
+            "mr", (Py_ssize_t)kernel->mr, "nr", (Py_ssize_t)kernel->nr, "available",
+            kernel->isa <= vgg_isa_best() ? Py_True : Py_False, "selected", kernel == selected ? Py_True : Py_False, "uses",
+            (Py_ssize_t)vgg_kernel_uses(kernel));
+        int failed = row ? PyList_Append(list, row) : -1;
+        Py_XDECREF(row);
+        if (failed)
+            Py_CLEAR(list);
+    }
+    return list;
+}
+
+#if defined(__clang__)
+#define COMPILER "clang " __clang_version__
+#else
+#define COMPILER "gcc " __VERSION__
+#endif
+
+PyDoc_STRVAR(build_info_doc,
+             "build_info()\n--\n\n"
+             "What this build is and what it found on this machine.\n\n"
+             "Returns\n-------\n"
+             "dict\n"
+             "    \"version\", \"compiler\", \"isa\" (in use; VGGNET_ISA caps it), \"isa_available\", \"threads\",\n"
+             "    \"kernels\" (names in use), \"cuda\": {\"built\", \"why_not\"}.");
+
+static PyObject *py_build_info(PyObject *module, PyObject *unused)
+{
+    (void)unused;
+    struct vgg_state *state = vggpy_state(module);
+    bool cuda = false;
+    for (int i = 0; i < state->backend_count; i++)
+        cuda |= strcmp(state->backends[i]->name, "cuda") == 0;
+    PyObject *available = PyList_New(0);
+    for (int isa = 0; available && isa <= (int)vgg_isa_best(); isa++) {
+        PyObject *name = PyUnicode_FromString(vgg_isa_name((enum vgg_isa)isa));
+        int failed = name ? PyList_Append(available, name) : -1;
+        Py_XDECREF(name);
+        if (failed)
+            Py_CLEAR(available);
+    }
+    if (!available)
+        return NULL;
+    return Py_BuildValue("{s:s,s:s,s:s,s:N,s:i,s:[s],s:{s:O,s:z}}", "version", VGGNET_VERSION, "compiler", COMPILER, "isa",
+                         vgg_isa_name(vgg_isa_selected()), "isa_available", available, "threads", vgg_get_num_threads(),
+                         "kernels", vgg_gemm()->name, "cuda", "built", cuda ? Py_True : Py_False, "why_not",
+                         cuda ? NULL : no_cuda);
+}
+
+PyDoc_STRVAR(fma_peak_doc, "fma_peak(threads=1)\n--\n\n"
+                           "Measured peak of multiply-add of so many threads, in float32 operations a second (about 0.1 s).");
+
+static PyObject *py_fma_peak(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"threads", NULL};
+    int threads = 1;
+    (void)module;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|i:fma_peak", names, &threads))
+        return NULL;
+    if (threads < 1 || threads > 1024) {
+        PyErr_Format(PyExc_ValueError, "fma_peak: threads is %d; expected 1..1024", threads);
+        return NULL;
+    }
+    PyThreadState *thread = PyEval_SaveThread();
+    double peak = vgg_fma_peak(threads);
+    PyEval_RestoreThread(thread);
+    return PyFloat_FromDouble(peak);
+}
+
+PyDoc_STRVAR(select_isa_doc, "_select_isa(name, /)\n--\n\n"
+                             "For the tests: use kernels up to this ISA from now on (\"\": the best). Returns the previous.");
+
+static PyObject *py_select_isa(PyObject *module, PyObject *arg)
+{
+    const char *name = PyUnicode_AsUTF8AndSize(arg, NULL);
+    if (!name)
+        return NULL;
+    enum vgg_isa previous = vgg_isa_selected();
+    struct vgg_error error = {.status = VGG_OK};
+    if (vgg_kernels_init(name, &error) != VGG_OK) {
+        vggpy_raise(vggpy_state(module), &error);
+        return NULL;
+    }
+    return PyUnicode_FromString(vgg_isa_name(previous));
+}
+
+PyDoc_STRVAR(fail_allocation_doc, "_fail_allocation(n, /)\n--\n\n"
+                                  "For the tests: the n-th allocation from now fails, once; 0 switches it off.");
+
+static PyObject *py_fail_allocation(PyObject *module, PyObject *arg)
+{
+    uint64_t n;
+    (void)module;
+    if (!vggpy_uint(arg, "_fail_allocation", "n", SIZE_MAX, &n))
+        return NULL;
+    vgg_fail_allocation((size_t)n);
+    Py_RETURN_NONE;
+}
+
+PyMethodDef vggpy_device_functions[] = {
+    {"devices", py_devices, METH_NOARGS, devices_doc},
+    {"memory_stats", VGGPY_KEYWORDS(py_memory_stats), memory_stats_doc},
+    {"reset_peak_memory", VGGPY_KEYWORDS(py_reset_peak), reset_peak_doc},
+    {"register_backend", py_register_backend, METH_O, register_backend_doc},
+    {"cpu_backend_capsule", py_cpu_backend, METH_NOARGS, cpu_backend_doc},
+    {"set_num_threads", VGGPY_KEYWORDS(py_set_num_threads), set_num_threads_doc},
+    {"get_num_threads", py_get_num_threads, METH_NOARGS, get_num_threads_doc},
+    {"kernels", py_kernels, METH_NOARGS, kernels_doc},
+    {"build_info", py_build_info, METH_NOARGS, build_info_doc},
+    {"fma_peak", VGGPY_KEYWORDS(py_fma_peak), fma_peak_doc},
+    {"_select_isa", py_select_isa, METH_O, select_isa_doc},
+    {"_fail_allocation", py_fail_allocation, METH_O, fail_allocation_doc},
+    {NULL, NULL, 0, NULL},
+};
