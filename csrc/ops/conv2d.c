@@ -160,6 +160,31 @@ struct vgg_conv2d_gradient vgg_conv2d_gradient(const struct vgg_conv2d *s, const
     return g;
 }
 
+/* to = from where y > 0 (if y is given) and index == place (if index is given), else 0. The loops load before they choose, so
+ * that the choice is a mask and they vectorise; to a branch, signs are a coin's throw. */
+static void choose(float *restrict to, const float *restrict from, const float *restrict y, const uint8_t *restrict index,
+                   uint8_t place, size_t count)
+{
+    if (y == NULL && index == NULL)
+        memcpy(to, from, count * sizeof *to);
+    else if (index == NULL)
+        for (size_t j = 0; j < count; j++) {
+            float value = from[j];
+            to[j] = y[j] > 0 ? value : 0;
+        }
+    else if (y == NULL)
+        for (size_t j = 0; j < count; j++) {
+            float value = from[j];
+            to[j] = index[j] == place ? value : 0;
+        }
+    else
+        for (size_t j = 0; j < count; j++) {
+            float value = from[j];
+            value = y[j] > 0 ? value : 0;
+            to[j] = index[j] == place ? value : 0;
+        }
+}
+
 void vgg_conv2d_gradient_row(float *restrict row, const struct vgg_conv2d_gradient *g, size_t n, size_t h)
 {
     size_t i = g->index == NULL ? h : h / 2;
@@ -170,25 +195,16 @@ void vgg_conv2d_gradient_row(float *restrict row, const struct vgg_conv2d_gradie
     size_t offset = (n * g->oh + i) * g->ow * g->k;
     const float *restrict dy = g->dy + offset, *restrict y = g->y == NULL ? NULL : g->y + offset;
     if (g->index == NULL) {
-        if (y == NULL)
-            memcpy(row, dy, g->w * g->k * sizeof *row);
-        else
-            for (size_t j = 0; j < g->w * g->k; j++)
-                row[j] = y[j] > 0 ? dy[j] : 0;
+        choose(row, dy, y, NULL, 0, g->w * g->k);
         return;
     }
     const uint8_t *restrict index = g->index + offset;
     for (size_t column = 0; column < g->w; column++, row += g->k) {
-        size_t j = column / 2;
-        uint8_t place = (uint8_t)(2 * (h & 1) + (column & 1));
-        if (j >= g->ow)
-            memset(row, 0, g->k * sizeof *row);
-        else if (y == NULL)
-            for (size_t k = 0; k < g->k; k++)
-                row[k] = index[j * g->k + k] == place ? dy[j * g->k + k] : 0;
+        size_t at = column / 2 * g->k;
+        if (column / 2 < g->ow)
+            choose(row, dy + at, y == NULL ? NULL : y + at, index + at, (uint8_t)(2 * (h & 1) + (column & 1)), g->k);
         else
-            for (size_t k = 0; k < g->k; k++)
-                row[k] = ((index[j * g->k + k] == place) & (y[j * g->k + k] > 0)) ? dy[j * g->k + k] : 0;
+            memset(row, 0, g->k * sizeof *row);
     }
 }
 
