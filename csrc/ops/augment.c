@@ -8,7 +8,8 @@ struct augmentation {
 };
 
 /* One image. */
-static void augment_task(void *argument, size_t task, int thread) {
+static void augment_task(void *argument, size_t task, int thread)
+{
     (void)thread;
     const struct augmentation *a = argument;
     const struct vgg_augment *s = a->s;
@@ -32,7 +33,8 @@ static void augment_task(void *argument, size_t task, int thread) {
     }
 }
 
-enum vgg_status vgg_cpu_augment(struct vgg_context *ctx, float *x, const struct vgg_crop *crops, const struct vgg_augment *s) {
+enum vgg_status vgg_cpu_augment(struct vgg_context *ctx, float *x, const struct vgg_crop *crops, const struct vgg_augment *s)
+{
     if (s->c < 1 || s->c > 4)
         return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "augment: images have %zu channels; expected 1 to 4", s->c);
     if (s->size == 0)

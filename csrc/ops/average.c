@@ -12,7 +12,8 @@ struct averaging {
     size_t devices, size;
 };
 
-static void average_task(void *argument, size_t task, int thread) {
+static void average_task(void *argument, size_t task, int thread)
+{
     (void)thread;
     const struct averaging *a = argument;
     double sum[CHUNK] = {0};
@@ -31,7 +32,8 @@ static void average_task(void *argument, size_t task, int thread) {
 }
 
 enum vgg_status vgg_cpu_average(struct vgg_context *const *ctx, float *const *grad, const double *weight, size_t devices,
-                                size_t size) {
+                                size_t size)
+{
     if (devices == 0) /* no context, so no place for a message */
         return VGG_INVALID_ARGUMENT;
     struct averaging a = {.grad = grad, .weight = weight, .devices = devices, .size = size};

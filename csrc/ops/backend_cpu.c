@@ -4,11 +4,13 @@
 #include <string.h>
 
 /* Several nets in one process may each have a share of the threads, but memory is one: one device. */
-int vgg_cpu_device_count(void) {
+int vgg_cpu_device_count(void)
+{
     return 1;
 }
 
-enum vgg_status vgg_cpu_allocate(struct vgg_context *ctx, void **data, size_t bytes) {
+enum vgg_status vgg_cpu_allocate(struct vgg_context *ctx, void **data, size_t bytes)
+{
     *data = NULL;
     if (bytes == 0)
         return VGG_OK;
@@ -18,7 +20,8 @@ enum vgg_status vgg_cpu_allocate(struct vgg_context *ctx, void **data, size_t by
     return VGG_OK;
 }
 
-void vgg_cpu_release(int device, void *data, size_t bytes) {
+void vgg_cpu_release(int device, void *data, size_t bytes)
+{
     (void)device;
     if (data != NULL)
         vgg_release(data, bytes);
@@ -33,7 +36,8 @@ struct transfer {
     size_t bytes;
 };
 
-static void transfer_chunk(void *argument, size_t task, int thread) {
+static void transfer_chunk(void *argument, size_t task, int thread)
+{
     (void)thread;
     const struct transfer *t = argument;
     size_t end, begin = vgg_chunk(&end, task, COPY_CHUNK, t->bytes);
@@ -43,40 +47,48 @@ static void transfer_chunk(void *argument, size_t task, int thread) {
         memcpy(t->to + begin, t->from + begin, end - begin);
 }
 
-static enum vgg_status transfer(const struct vgg_context *ctx, void *to, const void *from, size_t bytes) {
+static enum vgg_status transfer(const struct vgg_context *ctx, void *to, const void *from, size_t bytes)
+{
     struct transfer t = {to, from, bytes};
     int threads = bytes < 4 * (size_t)COPY_CHUNK ? 1 : ctx->threads;
     vgg_parallel_for(threads, vgg_ceil_div(bytes, COPY_CHUNK), transfer_chunk, &t);
     return VGG_OK;
 }
 
-enum vgg_status vgg_cpu_upload(struct vgg_context *ctx, void *to, const void *from_host, size_t bytes) {
+enum vgg_status vgg_cpu_upload(struct vgg_context *ctx, void *to, const void *from_host, size_t bytes)
+{
     return transfer(ctx, to, from_host, bytes);
 }
 
-enum vgg_status vgg_cpu_download(struct vgg_context *ctx, void *to_host, const void *from, size_t bytes) {
+enum vgg_status vgg_cpu_download(struct vgg_context *ctx, void *to_host, const void *from, size_t bytes)
+{
     return transfer(ctx, to_host, from, bytes);
 }
 
-enum vgg_status vgg_cpu_copy(struct vgg_context *ctx, void *to, const void *from, size_t bytes) {
+enum vgg_status vgg_cpu_copy(struct vgg_context *ctx, void *to, const void *from, size_t bytes)
+{
     return transfer(ctx, to, from, bytes);
 }
 
-enum vgg_status vgg_cpu_zero(struct vgg_context *ctx, void *data, size_t bytes) {
+enum vgg_status vgg_cpu_zero(struct vgg_context *ctx, void *data, size_t bytes)
+{
     return transfer(ctx, data, NULL, bytes);
 }
 
-enum vgg_status vgg_cpu_synchronize(struct vgg_context *ctx) {
+enum vgg_status vgg_cpu_synchronize(struct vgg_context *ctx)
+{
     (void)ctx; /* every call has finished when it returns */
     return VGG_OK;
 }
 
-void vgg_cpu_memory_stats(int device, struct vgg_memory_stats *stats) {
+void vgg_cpu_memory_stats(int device, struct vgg_memory_stats *stats)
+{
     (void)device;
     vgg_allocation_stats(stats);
 }
 
-void vgg_cpu_reset_peak(int device) {
+void vgg_cpu_reset_peak(int device)
+{
     (void)device;
     vgg_allocation_reset_peak();
 }

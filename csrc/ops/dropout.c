@@ -5,7 +5,8 @@
 enum { CHUNK = 1024 }; /* values of one row a task: a multiple of 4, so that a task begins at a block */
 
 enum vgg_status vgg_dropout_check(struct vgg_dropout *s, const struct vgg_array *x, const struct vgg_array *rows,
-                                  struct vgg_error *error) {
+                                  struct vgg_error *error)
+{
     VGG_TRY(vgg_expect_dtype("dropout", "x", x, VGG_FLOAT32, error));
     if (x->ndim == 0)
         return vgg_fail(error, VGG_INVALID_ARGUMENT, "dropout: x has shape (); expected (N, ...)");
@@ -30,7 +31,8 @@ struct dropping {
     size_t chunks; /* a row's */
 };
 
-static void dropout_task(void *argument, size_t task, int thread) {
+static void dropout_task(void *argument, size_t task, int thread)
+{
     (void)thread;
     const struct dropping *d = argument;
     const struct vgg_dropout *s = d->s;
@@ -48,7 +50,8 @@ static void dropout_task(void *argument, size_t task, int thread) {
 }
 
 enum vgg_status vgg_cpu_dropout(struct vgg_context *ctx, float *y, const float *x, const int64_t *rows,
-                                const struct vgg_dropout *s) {
+                                const struct vgg_dropout *s)
+{
     if (s->p == 0)
         return y == x ? VGG_OK : vgg_cpu_copy(ctx, y, x, s->n * s->c * sizeof(float));
     struct dropping d = {y, x, rows, s, vgg_ceil_div(s->c, CHUNK)};

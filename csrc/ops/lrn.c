@@ -9,8 +9,8 @@
 
 enum { BLOCK = 64, SPAN = 2 * BLOCK }; /* channels of an output block; most channels of s in one piece (backward) */
 
-enum vgg_status vgg_lrn_check(struct vgg_lrn *s, const struct vgg_array *x, const struct vgg_array *dy,
-                              struct vgg_error *error) {
+enum vgg_status vgg_lrn_check(struct vgg_lrn *s, const struct vgg_array *x, const struct vgg_array *dy, struct vgg_error *error)
+{
     const char *op = dy == NULL ? "lrn" : "lrn_backward";
     VGG_TRY(vgg_expect_dtype(op, "x", x, VGG_FLOAT32, error));
     if (x->ndim == 0)
@@ -48,7 +48,8 @@ struct normalisation {
 /* acc[j] += sum over the window of channel begin + j of f(i), for the part of the window in from..to-1; term[i - from] is
  * f(i). Terms are added in the order of their channels, whatever the pieces. */
 static void add_windows(float *restrict acc, size_t begin, size_t count, const float *restrict term, size_t from, size_t to,
-                        size_t half) {
+                        size_t half)
+{
     /* Offset i - j of a term from its channel, shifted to be >= 0: those of this piece that any channel of the block has. */
     size_t last = begin + count - 1;
     size_t low = from + half > last ? from + half - last : 0;
@@ -69,7 +70,8 @@ static void add_windows(float *restrict acc, size_t begin, size_t count, const f
 }
 
 /* s[c] of channels begin..begin+count-1 (count <= SPAN) of one row. */
-static void scales(float *restrict scale, const float *restrict x, size_t begin, size_t count, const struct vgg_lrn *s) {
+static void scales(float *restrict scale, const float *restrict x, size_t begin, size_t count, const struct vgg_lrn *s)
+{
     float square[SPAN];
     size_t half = vgg_min_size(s->size / 2, s->c);
     size_t from = begin > half ? begin - half : 0, to = vgg_min_size(s->c, begin + count + half);
@@ -86,7 +88,8 @@ static void scales(float *restrict scale, const float *restrict x, size_t begin,
 }
 
 /* power[j] = scale[j]^-beta; the paper's beta by square roots, which are exact to the last bit and vectorise. */
-static void negative_powers(float *restrict power, const float *restrict scale, size_t count, float beta) {
+static void negative_powers(float *restrict power, const float *restrict scale, size_t count, float beta)
+{
     if (beta == 0.75f)
         for (size_t j = 0; j < count; j++) {
             float root = sqrtf(scale[j]);
@@ -97,7 +100,8 @@ static void negative_powers(float *restrict power, const float *restrict scale, 
             power[j] = powf(scale[j], -beta);
 }
 
-static void lrn_row(float *restrict y, const float *restrict x, const struct vgg_lrn *s) {
+static void lrn_row(float *restrict y, const float *restrict x, const struct vgg_lrn *s)
+{
     float scale[BLOCK], power[BLOCK];
     for (size_t begin = 0; begin < s->c; begin += BLOCK) {
         size_t count = vgg_min_size(BLOCK, s->c - begin);
@@ -108,7 +112,8 @@ static void lrn_row(float *restrict y, const float *restrict x, const struct vgg
     }
 }
 
-static void lrn_backward_row(float *restrict dx, const float *restrict dy, const float *restrict x, const struct vgg_lrn *s) {
+static void lrn_backward_row(float *restrict dx, const float *restrict dy, const float *restrict x, const struct vgg_lrn *s)
+{
     float scale[SPAN], power[SPAN], sum[BLOCK], direct[BLOCK];
     size_t half = vgg_min_size(s->size / 2, s->c);
     float factor = 2 * s->alpha * s->beta;
@@ -133,7 +138,8 @@ static void lrn_backward_row(float *restrict dx, const float *restrict dy, const
     }
 }
 
-static void rows_task(void *argument, size_t task, int thread) {
+static void rows_task(void *argument, size_t task, int thread)
+{
     (void)thread;
     const struct normalisation *n = argument;
     const struct vgg_lrn *s = n->s;
@@ -146,18 +152,21 @@ static void rows_task(void *argument, size_t task, int thread) {
 }
 
 static enum vgg_status normalise(const struct vgg_context *ctx, float *out, const float *dy, const float *x,
-                                 const struct vgg_lrn *s) {
+                                 const struct vgg_lrn *s)
+{
     size_t work = s->rows * s->c * sizeof(float), row = vgg_max_size(1, s->c);
     struct normalisation n = {out, dy, x, s, vgg_max_size(1, 4096 / row)};
     vgg_parallel_for(vgg_cpu_threads(ctx, 4 * work), vgg_ceil_div(s->rows, n.rows_per_task), rows_task, &n);
     return VGG_OK;
 }
 
-enum vgg_status vgg_cpu_lrn(struct vgg_context *ctx, float *y, const float *x, const struct vgg_lrn *s) {
+enum vgg_status vgg_cpu_lrn(struct vgg_context *ctx, float *y, const float *x, const struct vgg_lrn *s)
+{
     return normalise(ctx, y, NULL, x, s);
 }
 
 enum vgg_status vgg_cpu_lrn_backward(struct vgg_context *ctx, float *dx, const float *dy, const float *x,
-                                     const struct vgg_lrn *s) {
+                                     const struct vgg_lrn *s)
+{
     return normalise(ctx, dx, dy, x, s);
 }

@@ -4,11 +4,13 @@
 
 #include <string.h>
 
-size_t vgg_pooled(size_t size, bool ceil_mode) {
+size_t vgg_pooled(size_t size, bool ceil_mode)
+{
     return size / 2 + (ceil_mode ? size % 2 : 0);
 }
 
-enum vgg_status vgg_max_pool2d_check(struct vgg_max_pool2d *s, const struct vgg_array *x, struct vgg_error *error) {
+enum vgg_status vgg_max_pool2d_check(struct vgg_max_pool2d *s, const struct vgg_array *x, struct vgg_error *error)
+{
     VGG_TRY(vgg_expect_dtype("max_pool2d", "x", x, VGG_FLOAT32, error));
     VGG_TRY(vgg_expect_ndim("max_pool2d", "x", x, 4, error));
     s->n = x->shape[0];
@@ -19,8 +21,8 @@ enum vgg_status vgg_max_pool2d_check(struct vgg_max_pool2d *s, const struct vgg_
 }
 
 enum vgg_status vgg_max_pool2d_backward_check(struct vgg_max_pool2d *s, const struct vgg_array *dy,
-                                              const struct vgg_array *index, const size_t *input_shape,
-                                              struct vgg_error *error) {
+                                              const struct vgg_array *index, const size_t *input_shape, struct vgg_error *error)
+{
     const char *op = "max_pool2d_backward";
     VGG_TRY(vgg_expect_dtype(op, "dy", dy, VGG_FLOAT32, error));
     VGG_TRY(vgg_expect_ndim(op, "dy", dy, 4, error));
@@ -56,7 +58,8 @@ struct pooling {
 };
 
 /* One row of y. */
-static void pool_task(void *argument, size_t task, int thread) {
+static void pool_task(void *argument, size_t task, int thread)
+{
     (void)thread;
     const struct pooling *p = argument;
     size_t image = task / p->pooled_h, row = 2 * (task % p->pooled_h);
@@ -67,7 +70,8 @@ static void pool_task(void *argument, size_t task, int thread) {
 }
 
 enum vgg_status vgg_cpu_max_pool2d(struct vgg_context *ctx, float *y, uint8_t *index, const float *x,
-                                   const struct vgg_max_pool2d *s) {
+                                   const struct vgg_max_pool2d *s)
+{
     struct pooling p = {y, index, x, s->h, s->w, s->c, vgg_pooled(s->h, s->ceil_mode), vgg_pooled(s->w, s->ceil_mode)};
     size_t bytes = s->n * s->h * s->w * s->c * sizeof(float);
     vgg_parallel_for(vgg_cpu_threads(ctx, bytes), s->n * p.pooled_h, pool_task, &p);
@@ -88,18 +92,21 @@ struct unpooling {
 };
 
 /* dx of place `place` of windows that all have it: `count` values of one window, or of one channel run. */
-static void take_winner(float *restrict dx, const float *restrict dy, const uint8_t *restrict index, int place, size_t count) {
+static void take_winner(float *restrict dx, const float *restrict dy, const uint8_t *restrict index, int place, size_t count)
+{
     for (size_t j = 0; j < count; j++)
         dx[j] = vgg_keep(index[j] == place, dy[j]);
 }
 
 /* The places that window (i, j) has, as bits. */
-static unsigned places(const struct unpooling *p, size_t i, size_t j) {
+static unsigned places(const struct unpooling *p, size_t i, size_t j)
+{
     unsigned row = 2 * j + 1 < p->w ? 3 : 1;
     return 2 * i + 1 < p->h ? row | row << 2 : row;
 }
 
-static bool strays(const uint8_t *index, size_t count, unsigned places) {
+static bool strays(const uint8_t *index, size_t count, unsigned places)
+{
     unsigned stray = 0;
     if (places == 15)
         for (size_t j = 0; j < count; j++)
@@ -111,7 +118,8 @@ static bool strays(const uint8_t *index, size_t count, unsigned places) {
 }
 
 /* Rows 2i and 2i + 1 of one image. Floor pooling has no window over an odd last row or column: those get zeros, here. */
-static void unpool_task(void *argument, size_t task, int thread) {
+static void unpool_task(void *argument, size_t task, int thread)
+{
     (void)thread;
     struct unpooling *p = argument;
     size_t pairs = vgg_ceil_div(p->h, 2), image = task / pairs, i = task % pairs, c = p->c;
@@ -134,7 +142,8 @@ static void unpool_task(void *argument, size_t task, int thread) {
 }
 
 /* The first bad index again, for the message. */
-static enum vgg_status stray_error(const struct unpooling *p, struct vgg_error *error) {
+static enum vgg_status stray_error(const struct unpooling *p, struct vgg_error *error)
+{
     size_t at = 0;
     for (size_t row = 0;; row++)
         for (size_t j = 0; j < p->pooled_w; j++)
@@ -147,7 +156,8 @@ static enum vgg_status stray_error(const struct unpooling *p, struct vgg_error *
 }
 
 enum vgg_status vgg_cpu_max_pool2d_backward(struct vgg_context *ctx, float *dx, const float *dy, const uint8_t *index,
-                                            const struct vgg_max_pool2d *s) {
+                                            const struct vgg_max_pool2d *s)
+{
     struct unpooling p = {.dx = dx,
                           .dy = dy,
                           .index = index,

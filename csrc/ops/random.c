@@ -20,7 +20,8 @@ struct drawing {
     void (*turn)(float *x, const uint32_t *words, size_t count, float scale); /* words into values, both BATCH long */
 };
 
-static void draw_task(void *argument, size_t task, int thread) {
+static void draw_task(void *argument, size_t task, int thread)
+{
     (void)thread;
     const struct drawing *d = argument;
     uint32_t words[BATCH];
@@ -35,7 +36,8 @@ static void draw_task(void *argument, size_t task, int thread) {
     }
 }
 
-static enum vgg_status draw(const struct vgg_context *ctx, const char *op, struct drawing d) {
+static enum vgg_status draw(const struct vgg_context *ctx, const char *op, struct drawing d)
+{
     if (!isfinite(d.scale) || d.scale < 0)
         return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "%s: scale is %g; expected a number >= 0", op, (double)d.scale);
     if (d.count / 4 > UINT32_MAX)
@@ -46,13 +48,15 @@ static enum vgg_status draw(const struct vgg_context *ctx, const char *op, struc
 
 /* ------------------------------------------------------------------------------------------------ uniform */
 
-static void uniform(float *restrict x, const uint32_t *restrict words, size_t count, float scale) {
+static void uniform(float *restrict x, const uint32_t *restrict words, size_t count, float scale)
+{
     for (size_t j = 0; j < count; j++)
         x[j] = ((float)(int32_t)(words[j] >> 8) * 0x1p-23f - 1) * scale;
 }
 
 enum vgg_status vgg_cpu_random_uniform(struct vgg_context *ctx, float *x, size_t count, float scale, uint64_t seed,
-                                       uint32_t purpose) {
+                                       uint32_t purpose)
+{
     return draw(ctx, "random_uniform", (struct drawing){x, count, scale, seed, purpose, uniform});
 }
 
@@ -60,7 +64,8 @@ enum vgg_status vgg_cpu_random_uniform(struct vgg_context *ctx, float *x, size_t
 
 /* ln((k + 1) 2^-24), 0 <= k < 2^24: exponent apart, mantissa m in [sqrt(1/2), sqrt(2)), and with t = (m - 1) / (m + 1)
  * ln m = 2 (t + t^3/3 + t^5/5 + t^7/7 + t^9/9), which leaves out less than 3e-9 of it. */
-static inline float logarithm(uint32_t k) {
+static inline float logarithm(uint32_t k)
+{
     float u = (float)(int32_t)(k + 1) * 0x1p-24f, m;
     uint32_t bits;
     memcpy(&bits, &u, sizeof bits);
@@ -74,7 +79,8 @@ static inline float logarithm(uint32_t k) {
 }
 
 /* odd ? a : b with the sign bit turned by `sign`; without a branch, which would be a coin's throw. */
-static inline float choose(uint32_t odd, float a, float b, uint32_t sign) {
+static inline float choose(uint32_t odd, float a, float b, uint32_t sign)
+{
     uint32_t bits_a, bits_b;
     memcpy(&bits_a, &a, sizeof bits_a);
     memcpy(&bits_b, &b, sizeof bits_b);
@@ -84,9 +90,11 @@ static inline float choose(uint32_t odd, float a, float b, uint32_t sign) {
     return b;
 }
 
-/* Box-Muller: r (cos a, sin a) with r = sqrt(-2 ln u), u = ((words[0] >> 8) + 1) 2^-24, a = words[1] 2^-32 turns. The turn is
- * brought to an eighth either side of a quarter in integers, so a's rounding is relative to what is left. u > 0, and |x| <= 5.8 scale. */
-static void normal(float *restrict x, const uint32_t *restrict words, size_t count, float scale) {
+/* Box-Muller: r (cos a, sin a) with r = sqrt(-2 ln u), u = ((words[0] >> 8) + 1) 2^-24 > 0, a = words[1] 2^-32 turns, so
+ * |x| <= 5.8 scale. The turn is brought to an eighth either side of a quarter in integers, so that a's rounding is relative
+ * to what is left. */
+static void normal(float *restrict x, const uint32_t *restrict words, size_t count, float scale)
+{
     for (size_t j = 0; j < count; j += 2) {
         float r = sqrtf(-2 * logarithm(words[j] >> 8)) * scale;
         uint32_t quarter = (words[j + 1] + 0x20000000u) >> 30;
@@ -101,6 +109,7 @@ static void normal(float *restrict x, const uint32_t *restrict words, size_t cou
 }
 
 enum vgg_status vgg_cpu_random_normal(struct vgg_context *ctx, float *x, size_t count, float scale, uint64_t seed,
-                                      uint32_t purpose) {
+                                      uint32_t purpose)
+{
     return draw(ctx, "random_normal", (struct drawing){x, count, scale, seed, purpose, normal});
 }

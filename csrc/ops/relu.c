@@ -9,13 +9,15 @@ struct elementwise {
     size_t count;
 };
 
-static enum vgg_status run(const struct vgg_context *ctx, void (*body)(void *, size_t, int), struct elementwise e) {
+static enum vgg_status run(const struct vgg_context *ctx, void (*body)(void *, size_t, int), struct elementwise e)
+{
     vgg_parallel_for(vgg_cpu_threads(ctx, e.count * sizeof(float)), vgg_ceil_div(e.count, CHUNK), body, &e);
     return VGG_OK;
 }
 
 /* In place and apart are two loops, so that each can promise the compiler what it aliases. Both keep a NaN. */
-static void relu_chunk(void *argument, size_t task, int thread) {
+static void relu_chunk(void *argument, size_t task, int thread)
+{
     (void)thread;
     const struct elementwise *e = argument;
     size_t end, begin = vgg_chunk(&end, task, CHUNK, e->count);
@@ -31,11 +33,13 @@ static void relu_chunk(void *argument, size_t task, int thread) {
     }
 }
 
-enum vgg_status vgg_cpu_relu(struct vgg_context *ctx, float *y, const float *x, size_t count) {
+enum vgg_status vgg_cpu_relu(struct vgg_context *ctx, float *y, const float *x, size_t count)
+{
     return run(ctx, relu_chunk, (struct elementwise){.out = y, .a = x, .count = count});
 }
 
-static void relu_backward_chunk(void *argument, size_t task, int thread) {
+static void relu_backward_chunk(void *argument, size_t task, int thread)
+{
     (void)thread;
     const struct elementwise *e = argument;
     size_t end, begin = vgg_chunk(&end, task, CHUNK, e->count);
@@ -52,11 +56,13 @@ static void relu_backward_chunk(void *argument, size_t task, int thread) {
     }
 }
 
-enum vgg_status vgg_cpu_relu_backward(struct vgg_context *ctx, float *dx, const float *dy, const float *y, size_t count) {
+enum vgg_status vgg_cpu_relu_backward(struct vgg_context *ctx, float *dx, const float *dy, const float *y, size_t count)
+{
     return run(ctx, relu_backward_chunk, (struct elementwise){.out = dx, .a = dy, .b = y, .count = count});
 }
 
-static void add_chunk(void *argument, size_t task, int thread) {
+static void add_chunk(void *argument, size_t task, int thread)
+{
     (void)thread;
     const struct elementwise *e = argument;
     size_t end, begin = vgg_chunk(&end, task, CHUNK, e->count);
@@ -66,6 +72,7 @@ static void add_chunk(void *argument, size_t task, int thread) {
         y[j] += x[j];
 }
 
-enum vgg_status vgg_cpu_add(struct vgg_context *ctx, float *y, const float *x, size_t count) {
+enum vgg_status vgg_cpu_add(struct vgg_context *ctx, float *y, const float *x, size_t count)
+{
     return run(ctx, add_chunk, (struct elementwise){.out = y, .a = x, .count = count});
 }

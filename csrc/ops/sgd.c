@@ -12,7 +12,8 @@ struct descent {
     const struct vgg_sgd *s;
 };
 
-static void sgd_task(void *argument, size_t task, int thread) {
+static void sgd_task(void *argument, size_t task, int thread)
+{
     (void)thread;
     const struct descent *d = argument;
     /* The tensors' chunks are one list; a net has few tensors, so a task walks to its own. */
@@ -30,7 +31,8 @@ static void sgd_task(void *argument, size_t task, int thread) {
 }
 
 enum vgg_status vgg_cpu_sgd(struct vgg_context *ctx, float *const *param, float *const *velocity, const float *const *grad,
-                            const size_t *sizes, size_t count, const struct vgg_sgd *s) {
+                            const size_t *sizes, size_t count, const struct vgg_sgd *s)
+{
     const struct {
         const char *name;
         float value;

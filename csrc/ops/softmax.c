@@ -6,7 +6,8 @@
 enum { ROWS = 256 }; /* rows whose losses wait on the stack for their turn in the sum */
 
 static enum vgg_status rows_check(const char *op, const char *name, struct vgg_softmax *s, const struct vgg_array *x,
-                                  struct vgg_error *error) {
+                                  struct vgg_error *error)
+{
     VGG_TRY(vgg_expect_dtype(op, name, x, VGG_FLOAT32, error));
     if (x->ndim == 0)
         return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: %s has shape (); expected (..., classes)", op, name);
@@ -17,12 +18,14 @@ static enum vgg_status rows_check(const char *op, const char *name, struct vgg_s
     return VGG_OK;
 }
 
-enum vgg_status vgg_softmax_check(struct vgg_softmax *s, const struct vgg_array *x, struct vgg_error *error) {
+enum vgg_status vgg_softmax_check(struct vgg_softmax *s, const struct vgg_array *x, struct vgg_error *error)
+{
     return rows_check("softmax", "x", s, x, error);
 }
 
 enum vgg_status vgg_cross_entropy_check(struct vgg_softmax *s, const struct vgg_array *logits, const struct vgg_array *labels,
-                                        struct vgg_error *error) {
+                                        struct vgg_error *error)
+{
     const char *op = "cross_entropy";
     VGG_TRY(rows_check(op, "logits", s, logits, error));
     VGG_TRY(vgg_expect_dtype(op, "labels", labels, VGG_INT64, error));
@@ -35,7 +38,8 @@ enum vgg_status vgg_cross_entropy_check(struct vgg_softmax *s, const struct vgg_
 }
 
 /* The row's maximum, NaN left out: a NaN comes back through the exponentials. -inf for c = 0. */
-static float maximum(const float *x, size_t c) {
+static float maximum(const float *x, size_t c)
+{
     float m = -INFINITY;
     for (size_t j = 0; j < c; j++)
         m = x[j] > m ? x[j] : m;
@@ -43,7 +47,8 @@ static float maximum(const float *x, size_t c) {
 }
 
 /* e[j] = exp(x[j] - m); returns their sum. */
-static double exponentials(float *restrict e, const float *restrict x, size_t c, float m) {
+static double exponentials(float *restrict e, const float *restrict x, size_t c, float m)
+{
     double sum = 0;
     for (size_t j = 0; j < c; j++) {
         e[j] = expf(x[j] - m);
@@ -52,7 +57,8 @@ static double exponentials(float *restrict e, const float *restrict x, size_t c,
     return sum;
 }
 
-static void scale_row(float *e, size_t c, double factor) {
+static void scale_row(float *e, size_t c, double factor)
+{
     for (size_t j = 0; j < c; j++)
         e[j] = (float)((double)e[j] * factor);
 }
@@ -67,16 +73,19 @@ struct rows {
 };
 
 /* Rows of about 2048 values together a task. */
-static size_t rows_per_task(size_t c) {
+static size_t rows_per_task(size_t c)
+{
     return vgg_max_size(1, 2048 / vgg_max_size(1, c));
 }
 
 /* An exponential costs as much as the traffic of some 16 bytes. */
-static int threads_for(const struct vgg_context *ctx, const struct vgg_softmax *s) {
+static int threads_for(const struct vgg_context *ctx, const struct vgg_softmax *s)
+{
     return vgg_cpu_threads(ctx, s->rows * s->c * 16);
 }
 
-static void softmax_task(void *argument, size_t task, int thread) {
+static void softmax_task(void *argument, size_t task, int thread)
+{
     (void)thread;
     const struct rows *r = argument;
     size_t c = r->s->c, end, begin = vgg_chunk(&end, task, r->rows_per_task, r->rows);
@@ -87,13 +96,15 @@ static void softmax_task(void *argument, size_t task, int thread) {
     }
 }
 
-enum vgg_status vgg_cpu_softmax(struct vgg_context *ctx, float *y, const float *x, const struct vgg_softmax *s) {
+enum vgg_status vgg_cpu_softmax(struct vgg_context *ctx, float *y, const float *x, const struct vgg_softmax *s)
+{
     struct rows r = {.out = y, .x = x, .rows = s->rows, .rows_per_task = rows_per_task(s->c), .s = s};
     vgg_parallel_for(threads_for(ctx, s), vgg_ceil_div(s->rows, r.rows_per_task), softmax_task, &r);
     return VGG_OK;
 }
 
-static void cross_entropy_task(void *argument, size_t task, int thread) {
+static void cross_entropy_task(void *argument, size_t task, int thread)
+{
     (void)thread;
     struct rows *r = argument;
     size_t c = r->s->c, end, begin = vgg_chunk(&end, task, r->rows_per_task, r->rows);
@@ -112,7 +123,8 @@ static void cross_entropy_task(void *argument, size_t task, int thread) {
 }
 
 enum vgg_status vgg_cpu_cross_entropy(struct vgg_context *ctx, float *loss, float *dlogits, const float *logits,
-                                      const int64_t *labels, const struct vgg_softmax *s) {
+                                      const int64_t *labels, const struct vgg_softmax *s)
+{
     for (size_t row = 0; row < s->rows; row++)
         if (labels[row] < 0 || (uint64_t)labels[row] >= s->c)
             return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT,

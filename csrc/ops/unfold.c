@@ -3,7 +3,8 @@
 
 #include <string.h>
 
-enum vgg_status vgg_unfold_check(struct vgg_unfold *s, const struct vgg_array *x, struct vgg_error *error) {
+enum vgg_status vgg_unfold_check(struct vgg_unfold *s, const struct vgg_array *x, struct vgg_error *error)
+{
     VGG_TRY(vgg_expect_dtype("unfold", "x", x, VGG_FLOAT32, error));
     VGG_TRY(vgg_expect_ndim("unfold", "x", x, 4, error));
     s->n = x->shape[0];
@@ -32,7 +33,8 @@ struct unfolding {
 };
 
 /* The windows of one row of positions. */
-static void unfold_task(void *argument, size_t task, int thread) {
+static void unfold_task(void *argument, size_t task, int thread)
+{
     (void)thread;
     const struct unfolding *u = argument;
     const struct vgg_unfold *s = u->s;
@@ -43,7 +45,8 @@ static void unfold_task(void *argument, size_t task, int thread) {
             memcpy(y, u->x + ((image * s->h + i + r) * s->w + j) * s->c, run * sizeof(float));
 }
 
-enum vgg_status vgg_cpu_unfold(struct vgg_context *ctx, float *y, const float *x, const struct vgg_unfold *s) {
+enum vgg_status vgg_cpu_unfold(struct vgg_context *ctx, float *y, const float *x, const struct vgg_unfold *s)
+{
     struct unfolding u = {y, x, s, s->h - s->size + 1, s->w - s->size + 1};
     if (s->c == 0)
         return VGG_OK;

@@ -167,7 +167,7 @@ static const void *host(struct call *c, const char *name, const void *data)
 static struct call begin(struct vgg_context *ctx, enum entry entry)
 {
     note(entry);
-    struct call c = { .entry = entry, .context = *ctx, .status = VGG_OK };
+    struct call c = {.entry = entry, .context = *ctx, .status = VGG_OK};
     pthread_mutex_lock(&lock);
     if (ctx->backend != &table || ctx->device < 0 || ctx->device >= DEVICES || ctx->threads < 1 || !ctx->error)
         violation("%s: the context is not the test backend's", entry_names[entry]);
@@ -214,7 +214,7 @@ static enum vgg_status test_allocate(struct vgg_context *ctx, void **data, size_
     memset(raw, GUARD_BYTE, bytes + 2 * GUARD);
     memset(raw + GUARD, NAN_BYTE, bytes);
     pthread_mutex_lock(&lock);
-    *b = (struct block){ blocks, raw, bytes, ctx->device };
+    *b = (struct block){blocks, raw, bytes, ctx->device};
     blocks = b;
     struct vgg_memory_stats *m = &memory[ctx->device];
     m->allocations++;
@@ -320,9 +320,18 @@ static size_t pooled(size_t size, enum vgg_pool pool)
 }
 
 /* Elements of a convolution's arrays. */
-static size_t conv_x(const struct vgg_conv2d *s) { return s->n * s->h * s->w * s->c; }
-static size_t conv_w(const struct vgg_conv2d *s) { return s->k * s->kernel_size * s->kernel_size * s->c; }
-static size_t conv_y(const struct vgg_conv2d *s) { return s->n * pooled(s->h, s->pool) * pooled(s->w, s->pool) * s->k; }
+static size_t conv_x(const struct vgg_conv2d *s)
+{
+    return s->n * s->h * s->w * s->c;
+}
+static size_t conv_w(const struct vgg_conv2d *s)
+{
+    return s->k * s->kernel_size * s->kernel_size * s->c;
+}
+static size_t conv_y(const struct vgg_conv2d *s)
+{
+    return s->n * pooled(s->h, s->pool) * pooled(s->w, s->pool) * s->k;
+}
 
 static enum vgg_status test_conv2d_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s,
                                              enum vgg_direction direction)
@@ -507,8 +516,8 @@ static enum vgg_status test_dropout(struct vgg_context *ctx, float *y, const flo
 }
 
 /* The three lists of pointers are the host's, what they point to is the device's. */
-static enum vgg_status test_sgd(struct vgg_context *ctx, float *const *param, float *const *velocity,
-                                const float *const *grad, const size_t *sizes, size_t count, const struct vgg_sgd *s)
+static enum vgg_status test_sgd(struct vgg_context *ctx, float *const *param, float *const *velocity, const float *const *grad,
+                                const size_t *sizes, size_t count, const struct vgg_sgd *s)
 {
     struct call c = begin(ctx, ENTRY_sgd);
     float **p = malloc(3 * (count + 1) * sizeof *p), **v = p + count, **g = v + count;
@@ -547,7 +556,8 @@ static enum vgg_status test_average(struct vgg_context *const *ctx, float *const
     return status != VGG_OK ? status : cpu->average(contexts, grads, weight, devices, size);
 }
 
-static enum vgg_status test_augment(struct vgg_context *ctx, float *x, const struct vgg_crop *crops, const struct vgg_augment *s)
+static enum vgg_status test_augment(struct vgg_context *ctx, float *x, const struct vgg_crop *crops,
+                                    const struct vgg_augment *s)
 {
     struct call c = begin(ctx, ENTRY_augment);
     x = OUT(x, F(s->n * s->size * s->size * s->c));
@@ -580,11 +590,10 @@ static enum vgg_status test_random_uniform(struct vgg_context *ctx, float *x, si
     FINISH(c, random_uniform, x, count, scale, seed, purpose);
 }
 
-static const struct vgg_backend table = {
-    .name = "test",
-    .host = false,
+static const struct vgg_backend table = {.name = "test",
+                                         .host = false,
 #define X(name) .name = test_##name,
-    ENTRIES(X)
+                                         ENTRIES(X)
 #undef X
 };
 
@@ -592,13 +601,13 @@ static const struct vgg_backend table = {
 
 /* The table, for a capsule; cpu_table does the arithmetic. */
 EXPORT const struct vgg_backend *logging_backend(const struct vgg_backend *cpu_table);
-EXPORT const char *logging_backend_entry(size_t i);                /* name of entry i, NULL after the last */
-EXPORT size_t logging_backend_calls(size_t i);                     /* of entry i, since the start */
-EXPORT size_t logging_backend_logged(void);                        /* calls of all entries, since the start */
-EXPORT size_t logging_backend_call(size_t number);                 /* entry of a call, one of the last RING */
-EXPORT size_t logging_backend_blocks(void);                        /* live */
-EXPORT size_t logging_backend_violations(const char **first);      /* how many, and the first one's message */
-EXPORT void logging_backend_plan_failure(enum vgg_status status);  /* of the next call that has a context */
+EXPORT const char *logging_backend_entry(size_t i);               /* name of entry i, NULL after the last */
+EXPORT size_t logging_backend_calls(size_t i);                    /* of entry i, since the start */
+EXPORT size_t logging_backend_logged(void);                       /* calls of all entries, since the start */
+EXPORT size_t logging_backend_call(size_t number);                /* entry of a call, one of the last RING */
+EXPORT size_t logging_backend_blocks(void);                       /* live */
+EXPORT size_t logging_backend_violations(const char **first);     /* how many, and the first one's message */
+EXPORT void logging_backend_plan_failure(enum vgg_status status); /* of the next call that has a context */
 
 const struct vgg_backend *logging_backend(const struct vgg_backend *cpu_table)
 {
@@ -606,13 +615,25 @@ const struct vgg_backend *logging_backend(const struct vgg_backend *cpu_table)
     return &table;
 }
 
-const char *logging_backend_entry(size_t i) { return i < ENTRY_COUNT ? entry_names[i] : NULL; }
+const char *logging_backend_entry(size_t i)
+{
+    return i < ENTRY_COUNT ? entry_names[i] : NULL;
+}
 
-size_t logging_backend_calls(size_t i) { return counts[i]; }
+size_t logging_backend_calls(size_t i)
+{
+    return counts[i];
+}
 
-size_t logging_backend_logged(void) { return logged; }
+size_t logging_backend_logged(void)
+{
+    return logged;
+}
 
-size_t logging_backend_call(size_t number) { return (size_t)ring[number % RING]; }
+size_t logging_backend_call(size_t number)
+{
+    return (size_t)ring[number % RING];
+}
 
 size_t logging_backend_blocks(void)
 {
@@ -630,4 +651,7 @@ size_t logging_backend_violations(const char **first)
     return violations;
 }
 
-void logging_backend_plan_failure(enum vgg_status status) { planned = status; }
+void logging_backend_plan_failure(enum vgg_status status)
+{
+    planned = status;
+}
