@@ -300,16 +300,16 @@ def test_average_over_two_devices(backend):
 
 
 def test_memory_is_counted_by_device(backend):
-    before = _C.memory_stats("cpu")["current_bytes"]
+    before = _C.memory_stats("cpu")["current"]
     a, b = _C.empty((1000,), device="test:0"), _C.empty((77,), "uint8", device="test:1")
-    assert _C.memory_stats("test:0")["current_bytes"] == 4000
-    assert _C.memory_stats("test:1")["current_bytes"] == 77
-    assert _C.memory_stats("cpu")["current_bytes"] == before
+    assert _C.memory_stats("test:0")["current"] == 4000
+    assert _C.memory_stats("test:1")["current"] == 77
+    assert _C.memory_stats("cpu")["current"] == before
     del a
-    assert _C.memory_stats("test:0")["current_bytes"] == 0
-    assert _C.memory_stats("test:0")["peak_bytes"] >= 4000
+    assert _C.memory_stats("test:0")["current"] == 0
+    assert _C.memory_stats("test:0")["peak"] >= 4000
     _C.reset_peak_memory("test:0")
-    assert _C.memory_stats("test:0")["peak_bytes"] == 0
+    assert _C.memory_stats("test:0")["peak"] == 0
     del b
 
 
