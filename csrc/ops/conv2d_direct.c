@@ -68,8 +68,9 @@ static enum vgg_status make_plan(struct plan *p, struct vgg_context *ctx, const 
         } else {
             /* What is left of the L2 cache beside a panel; with two rows half of what is staged is staged twice. */
             size_t room = vgg_l2_bytes() / 4 * 3 / sizeof(float);
-            size_t most = room > p->panel_floats ? (room - p->panel_floats) / p->staged_row : 0;
-            most = most > p->ks + 1 ? most - (p->ks - 1) : 2;
+            size_t used = p->panel_floats + 2 * p->border * p->staged_row;
+            size_t most = room > used ? (room - used) / (p->staged_row + (pool ? p->w * p->co : 0)) : 0;
+            most = vgg_max_size(most, 2);
             p->images = 1;
             p->rows = vgg_ceil_div(p->h, vgg_ceil_div(p->h, vgg_min_size(most, p->h)));
         }
