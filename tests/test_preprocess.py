@@ -5,6 +5,7 @@ import json
 import math
 import struct
 import warnings
+import zlib
 from fractions import Fraction
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
 from vggnet import ImageError, VggError, WeightsError
 from vggnet.preprocess import FILTERS, Preprocessing, check_image, load_image, rescale, rescaled_size
 
@@ -31,7 +33,8 @@ def pixels(rng):
 def test_preprocessing_survives_json():
     pre = Preprocessing((123.68, 116.779, 103.939), "RGB", 224)
     assert Preprocessing.from_dict(json.loads(json.dumps(pre.to_dict()))) == pre
-    assert pre.in_channels == 3 and Preprocessing([72.9], "gray", 32).in_channels == 1
+    assert pre.in_channels == 3
+    assert Preprocessing([72.9], "gray", 32).in_channels == 1
 
 
 def test_preprocessing_subtracts_the_mean_and_nothing_else(rng):
@@ -91,8 +94,11 @@ def both_ways(image, path, channels="RGB", **options):
         from_image = load_image(opened, channels)
     np.testing.assert_array_equal(from_file, from_image)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
-    assert from_file.dtype == np.uint8 and from_file.flags.c_contiguous and from_file.flags.writeable
-    assert from_file.ndim == 3 and from_file.shape[2] == (3 if channels == "RGB" else 1)
+    assert from_file.dtype == np.uint8
+    assert from_file.flags.c_contiguous
+    assert from_file.flags.writeable
+    assert from_file.ndim == 3
+    assert from_file.shape[2] == (3 if channels == "RGB" else 1)
     return from_file
 
 
@@ -200,6 +206,21 @@ def test_16_bit_gray_is_scaled_with_rounding(tmp_path):
     np.testing.assert_array_equal(load_image(tmp_path / "w.pgm", "gray")[:, :, 0], expected)
 
 
+def test_transparent_level_of_16_bit_gray(tmp_path):
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    wide = np.array([[0, 1000, 65535]], ">u2")  # Pillow cannot write this kind
+    (tmp_path / "t.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 3, 1, 16, 0, 0, 0, 0))
+        + chunk(b"tRNS", struct.pack(">H", 1000))
+        + chunk(b"IDAT", zlib.compress(b"\0" + wide.tobytes()))
+        + chunk(b"IEND", b"")
+    )
+    assert load_image(tmp_path / "t.png", "gray").tolist() == [[[0], [255], [255]]]
+
+
 def test_32_bit_pixels_have_no_range():
     for dtype in (np.int32, np.float32):
         with pytest.raises(ImageError, match="32-bit"):
@@ -234,6 +255,7 @@ def test_exif_rotation(tmp_path, pixels, orientation, suffix):
     assert near(got, expected, 4 if suffix == ".jpg" else 1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_damaged_exif_does_not_spoil_the_pixels(tmp_path, pixels):
     path = tmp_path / "a.jpg"
     Image.fromarray(pixels).save(path, quality=95, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")
@@ -252,7 +274,8 @@ def test_pil_images_are_not_changed(pixels):
     image = Image.fromarray(pixels).convert("RGBA")
     before = image.tobytes()
     load_image(image)[:] = 0
-    assert image.tobytes() == before and image.mode == "RGBA"
+    assert image.tobytes() == before
+    assert image.mode == "RGBA"
 
 
 def test_one_pixel(tmp_path):
@@ -288,7 +311,8 @@ def test_a_broken_file_is_named_with_its_cause(tmp_path, pixels, make, cause):
     path.write_bytes(make(jpeg(pixels, tmp_path)))
     with pytest.raises(ImageError) as caught:
         load_image(path)
-    assert str(caught.value).startswith(f"{path}: ") and cause in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert cause in str(caught.value)
     assert str(caught.value).count("bad.jpg") == 1
     assert isinstance(caught.value, (VggError, ValueError))
     with pytest.raises(ImageError, match=r"^image 3: "):
@@ -305,15 +329,19 @@ def test_a_png_with_a_damaged_chunk(tmp_path, pixels):
         load_image(path)
 
 
-def test_every_truncation_is_an_image_error(tmp_path):
+def test_every_truncation_is_an_error_or_harmless(tmp_path, pixels):
+    """Only checksums after the last pixel may be missing."""
     path = tmp_path / "a.png"
-    Image.new("RGB", (3, 3), "red").save(path)
+    Image.fromarray(pixels).save(path)
     content = path.read_bytes()
-    end = content.index(b"IEND")  # Pillow does not miss what follows the pixels
-    for length in range(end - 8):
+    refused = 0
+    for length in range(0, len(content), 7):
         path.write_bytes(content[:length])
-        with pytest.raises(ImageError):
-            load_image(path)
+        try:
+            np.testing.assert_array_equal(load_image(path), pixels)
+        except ImageError:
+            refused += 7
+    assert refused > len(content) - 40
 
 
 def test_missing_files_and_folders(tmp_path):
@@ -347,7 +375,9 @@ def test_a_good_array_is_copied(rng):
     x.flags.writeable = False
     y = load_image(x)
     np.testing.assert_array_equal(x, y)
-    assert not np.shares_memory(x, y) and y.flags.c_contiguous and y.flags.writeable
+    assert not np.shares_memory(x, y)
+    assert y.flags.c_contiguous
+    assert y.flags.writeable
     assert load_image(x[:, :, :1], "gray").shape == (4, 3, 1)
 
 
@@ -387,7 +417,9 @@ def test_an_array_of_another_kind_is_an_error_that_says_what_to_do(image, channe
     with pytest.raises(ValueError, match=advice) as caught:
         load_image(image, channels, name="picture 7")
     message = str(caught.value)
-    assert message.startswith("picture 7: ") and str(image.shape) in message and str(image.dtype) in message
+    assert message.startswith("picture 7: ")
+    assert str(image.shape) in message
+    assert str(image.dtype) in message
     np.testing.assert_array_equal(image, before)
 
 
@@ -437,7 +469,7 @@ def test_rescaled_size_of_halves_and_large_numbers():
     assert rescaled_size(2, 3, 1) == (1, 2)  # 1.5 rounds up
     assert rescaled_size(4, 10, 1) == (1, 3)  # 2.5 too
     assert rescaled_size(10, 4, 1) == (3, 1)
-    assert rescaled_size(3, 10**17 + 1, 10) == (10, (10**18 + 10) // 3)  # float64 would be wrong
+    assert rescaled_size(3, 10**17 + 1, 10) == naive_size(3, 10**17 + 1, 10)  # beyond float64
     for bad in ((0, 1, 1), (1, -1, 1), (1, 1, 0)):
         with pytest.raises(ValueError, match="positive"):
             rescaled_size(*bad)
@@ -454,7 +486,8 @@ def test_rescale_is_pillows(rng, filter, channels, size):
         got = rescale(image, side, filter)
         height, width = naive_size(*size, side)
         assert got.shape == (height, width, channels)
-        assert got.dtype == np.uint8 and got.flags.c_contiguous
+        assert got.dtype == np.uint8
+        assert got.flags.c_contiguous
         method = {"bilinear": 2, "bicubic": 3, "lanczos": 1, "box": 4}[filter]  # Pillow's numbers
         for c in range(channels):  # each channel by itself: they must not mix
             alone = Image.fromarray(np.ascontiguousarray(image[:, :, c])).resize((width, height), method)
@@ -516,7 +549,10 @@ def test_damaged_bytes_give_pixels_or_an_image_error(tmp_path_factory, data):
             warnings.simplefilter("ignore")
             assert load_image(path).dtype == np.uint8
     except ImageError as error:
-        assert str(path) in str(error)
+        message = str(error)
+    else:
+        message = ""
+    assert not message or str(path) in message
 
 
 def test_a_header_that_announces_too_much(tmp_path):

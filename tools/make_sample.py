@@ -67,7 +67,7 @@ def main() -> int:
             )
         print(f"{SAMPLE}: {'as selected' if same else 'DIFFERS from the selection'}")
         return 0 if same else 1
-    np.savez_compressed(SAMPLE, **arrays)
+    np.savez_compressed(SAMPLE, allow_pickle=False, **arrays)
     content = SAMPLE.read_bytes()
     print(
         f"{SAMPLE}: {len(content)} bytes, SHA-256 {hashlib.sha256(content).hexdigest()} "

@@ -23,7 +23,16 @@ from ._C import ImageError, WeightsError
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-__all__ = ["FILTERS", "Channels", "Preprocessing", "check_image", "load_image", "rescale", "rescaled_size"]
+__all__ = [
+    "FILTERS",
+    "Channels",
+    "Preprocessing",
+    "channel_count",
+    "check_image",
+    "load_image",
+    "rescale",
+    "rescaled_size",
+]
 
 Channels: TypeAlias = Literal["RGB", "gray"]
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -33,6 +42,14 @@ ImageSource: TypeAlias = "str | os.PathLike[str] | PILImage.Image | Pixels"
 FILTERS = ("bilinear", "bicubic", "lanczos", "box")
 
 _CHANNEL_COUNT: dict[str, int] = {"RGB": 3, "gray": 1}
+
+
+def channel_count(channels: str) -> int:
+    """Return 3 for "RGB", 1 for "gray"; ValueError for anything else."""
+    try:
+        return _CHANNEL_COUNT[channels]
+    except (KeyError, TypeError):
+        raise ValueError(f'channels is {channels!r}; expected "RGB" or "gray"') from None
 
 
 @dataclass(frozen=True)
@@ -69,12 +86,12 @@ class Preprocessing:
     scale: float = 255.0
 
     def __post_init__(self) -> None:
-        channel_count = _count(self.channels)
+        count = channel_count(self.channels)
         mean = tuple(float(value) for value in self.mean)
         object.__setattr__(self, "mean", mean)
-        if len(mean) != channel_count:
+        if len(mean) != count:
             raise ValueError(
-                f"mean has {len(mean)} values; expected {channel_count}, one per {self.channels} channel"
+                f"mean has {len(mean)} values; expected {count}, one per {self.channels} channel"
             )
         if not all(math.isfinite(value) and 0 <= value <= 255 for value in mean):
             raise ValueError(f"mean is {mean}; expected values in 0..255")
@@ -90,7 +107,7 @@ class Preprocessing:
     @property
     def in_channels(self) -> int:
         """Number of channels: 3 for RGB, 1 for gray."""
-        return _count(self.channels)
+        return channel_count(self.channels)
 
     def apply(self, image: Pixels) -> npt.NDArray[np.float32]:
         """Subtract the mean.
@@ -180,27 +197,28 @@ def load_image(source: ImageSource, channels: Channels = "RGB", name: str | None
     -----
     Pillow releases the GIL while it decodes, so threads read images in parallel.
     """
-    _count(channels)
-    if isinstance(source, (str, os.PathLike)):
-        path = os.fspath(source)
-        return _read_file(path, channels, name or path)
+    count = channel_count(channels)
     if isinstance(source, np.ndarray):
         check_image(source, channels, name or "image")
         return np.array(source, order="C")
     from PIL import Image
 
+    if not isinstance(source, (str, os.PathLike, Image.Image)):
+        raise TypeError(
+            f"{name or 'image'}: got {type(source).__name__}; expected one path, PIL image or uint8 array of "
+            f"shape (H, W, {count}) (np.asarray converts other arrays, PIL.Image.open reads file objects)"
+        )
     if isinstance(source, Image.Image):
-        label = name or getattr(source, "filename", "") or "image"
-        try:
-            return _decode(source, channels)
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise ImageError(f"{label}: {_cause(error)}") from error
-    raise TypeError(
-        f"{name or 'image'}: got {type(source).__name__}; expected one path, PIL image or uint8 "
-        f"array of shape (H, W, {_count(channels)}) (np.asarray converts other arrays, PIL.Image.open reads file objects)"
-    )
+        name = name or getattr(source, "filename", "") or "image"
+    else:
+        source = os.fspath(source)
+        name = name or source
+    try:
+        return _read_file(source, channels) if isinstance(source, str) else _decode(source, channels)
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
+        raise ImageError(f"{name}: {_cause(error)}") from error
 
 
 def check_image(image: npt.NDArray[Any], channels: Channels = "RGB", name: str = "image") -> None:
@@ -211,20 +229,25 @@ def check_image(image: npt.NDArray[Any], channels: Channels = "RGB", name: str =
     ValueError
         With every reason, and for each what to do.
     """
-    if image.dtype == np.uint8 and image.ndim == 3 and image.size and image.shape[2] == _count(channels):
+    if (
+        image.dtype == np.uint8
+        and image.ndim == 3
+        and image.size
+        and image.shape[2] == channel_count(channels)
+    ):
         return
     problems = [problem for problem in (_shape_problem(image, channels), _dtype_problem(image)) if problem]
     raise ValueError(
         f"{name}: a {image.dtype} array of shape {image.shape}; expected uint8 of shape "
-        f"(H, W, {_count(channels)}), {channels}, values 0..255. " + "; ".join(problems)
+        f"(H, W, {channel_count(channels)}), {channels}, values 0..255. " + ". ".join(problems)
     )
 
 
 def _shape_problem(image: npt.NDArray[Any], channels: Channels) -> str | None:
-    count = _count(channels)
+    count = channel_count(channels)
     shape = image.shape
     if not image.size:
-        return "it holds no pixels"
+        return "It holds no pixels"
     if image.ndim == 2:
         return (
             "Gray without a channel axis: use image[:, :, None]"
@@ -281,49 +304,44 @@ def _dtype_problem(image: npt.NDArray[Any]) -> str | None:
     return f"Its {values}, which are not pixels on the 0..255 scale"
 
 
-def _read_file(path: str, channels: Channels, name: str) -> Pixels:
+def _read_file(path: str, channels: Channels) -> Pixels:
     from PIL import Image, UnidentifiedImageError
 
-    try:
-        with open(path, "rb") as file:
-            try:
-                with Image.open(file) as image:
-                    return _decode(image, channels)
-            except UnidentifiedImageError as error:
-                raise ImageError(f"{name}: {_what_else(file)}") from error
-    except (ImageError, MemoryError) as error:
-        if isinstance(error, ImageError) and not str(error).startswith(name):
-            raise ImageError(f"{name}: {error}") from error
-        raise
-    except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-        raise ImageError(f"{name}: {_cause(error)}") from error
+    with open(path, "rb") as file:
+        try:
+            image = Image.open(file)
+        except UnidentifiedImageError as error:
+            raise ValueError(_what_else(file)) from error
+        with image:
+            # Pillow only warns between one and two times its limit.
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and image.width * image.height > limit:
+                raise ValueError(
+                    f"{image.width} x {image.height} pixels are more than PIL.Image.MAX_IMAGE_PIXELS = "
+                    f"{limit} (a decompression bomb?); raise that limit if the image is genuine"
+                )
+            return _decode(image, channels)
 
 
 def _decode(image: PILImage.Image, channels: Channels) -> Pixels:
     """Pixels of an opened image, upright, of the asked channels; raises whatever Pillow raises."""
     from PIL import Image
 
-    # Pillow only warns between one and two times its limit; a data set holds no such image on purpose.
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
-        raise ImageError(
-            f"{image.width} x {image.height} pixels are more than PIL.Image.MAX_IMAGE_PIXELS = {limit} "
-            "(a decompression bomb?); raise that limit if the image is genuine"
-        )
     image.load()
+    # These formats have 16 bits where Pillow says 32.
+    wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
     image = _upright(image)  # after load: Pillow turns a TIFF itself while it loads, and drops the tag
-    mode = "RGB" if channels == "RGB" else "L"
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+    if wide:
         image = _eight_bits(image)
     elif image.mode in ("I", "F"):
-        raise ImageError(
+        raise ValueError(
             f"32-bit pixels (mode {image.mode}) have no set range; scale them to 0..255 and save as 8 bits"
         )
     if image.has_transparency_data:
         # Premultiplied modes convert to their plain sibling only.
         image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode)).convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    pixels = np.array(image.convert(mode))
+    pixels = np.array(image.convert("RGB" if channels == "RGB" else "L"))
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
@@ -345,11 +363,7 @@ def _upright(image: PILImage.Image) -> PILImage.Image:
         7: turn.TRANSVERSE,
         8: turn.ROTATE_90,
     }.get(orientation)
-    if method is None:
-        return image
-    upright = image.transpose(method)
-    upright.format = image.format  # transpose drops it; it tells how wide mode "I" is
-    return upright
+    return image if method is None else image.transpose(method)
 
 
 def _eight_bits(image: PILImage.Image) -> PILImage.Image:
@@ -446,16 +460,9 @@ def rescale(image: Pixels, short_side: int, filter: str = "bicubic") -> Pixels:
 
     if Image.MAX_IMAGE_PIXELS is not None and size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
         raise ImageError(
-            f"a {image.shape[0]} x {image.shape[1]} image would be {size[0]} x {size[1]} with a smallest side "
-            f"of {short_side}, more than PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS}: too elongated"
+            f"a {image.shape[0]} x {image.shape[1]} image rescaled to {size[0]} x {size[1]} exceeds "
+            f"PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS}: too elongated for a side of {short_side}"
         )
     source = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     pixels = np.array(source.resize((size[1], size[0]), Image.Resampling[filter.upper()]))
     return pixels.reshape(*size, image.shape[2])
-
-
-def _count(channels: str) -> int:
-    try:
-        return _CHANNEL_COUNT[channels]
-    except (KeyError, TypeError):
-        raise ValueError(f'channels is {channels!r}; expected "RGB" or "gray"') from None

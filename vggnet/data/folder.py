@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .._C import ImageError
-from ..preprocess import Channels, Pixels, load_image
+from ..preprocess import Channels, Pixels, channel_count, load_image
 from .base import DatasetNotFoundError, read_only
 
 
@@ -37,7 +37,7 @@ class ImageFolder:
 
     Notes
     ----- A broken file stays listed: `image` raises ImageError for it, and error rates divide by `len`, the
-    number listed. Only names are read here; of 1.3 million files they take about 250 MB.
+    number listed. Only names are read here; each takes about 60 bytes and its length.
 
     Examples
     --------
@@ -51,6 +51,7 @@ class ImageFolder:
     def __init__(
         self, dir: str | os.PathLike[str], *, channels: Channels = "RGB", strict: bool = False
     ) -> None:
+        channel_count(channels)  # raises for another name
         root = Path(dir)
         if not root.is_dir():
             raise DatasetNotFoundError(
