@@ -24,13 +24,31 @@ LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")  # free-threaded P
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 # A file that may use an instruction set says so by its name; the others stay at the platform's baseline.
-ISA_FLAGS = {"_avx2.c": ["-mavx2", "-mfma"], "_avx512.c": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"]}
-FLAGS = ["-std=c11", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-pthread", "-g0", "-Wall", "-Wextra"]
+ISA_FLAGS = {
+    "_avx2.c": ["-mavx2", "-mfma"],
+    "_avx512.c": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"],
+}
+FLAGS = [
+    "-std=c11",
+    "-O3",
+    "-ffp-contract=fast",
+    "-fvisibility=hidden",
+    "-pthread",
+    "-g0",
+    "-Wall",
+    "-Wextra",
+]
 LINK = ["-pthread", "-lm"]
 if os.environ.get("VGGNET_WERROR") == "1":
     FLAGS += ["-Wconversion", "-Werror"]
 if sanitizers := os.environ.get("VGGNET_SANITIZE"):
-    FLAGS += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-O1", "-g"]
+    FLAGS += [
+        f"-fsanitize={sanitizers}",
+        "-fno-sanitize-recover=undefined",
+        "-fno-omit-frame-pointer",
+        "-O1",
+        "-g",
+    ]
     LINK += [f"-fsanitize={sanitizers}"]
 
 
@@ -74,7 +92,9 @@ class BuildExt(build_ext):
             changed = max(headers, os.path.getmtime(source))
             if self.force or not os.path.exists(target) or os.path.getmtime(target) <= changed:
                 isa = isa_of(source)
-                compiler._compile(target, source, suffix, cc_args, postargs + (ISA_FLAGS[isa] if isa else []), pp_opts)
+                compiler._compile(
+                    target, source, suffix, cc_args, postargs + (ISA_FLAGS[isa] if isa else []), pp_opts
+                )
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(compile_one, objects))
@@ -83,7 +103,9 @@ class BuildExt(build_ext):
 
 def sources() -> list[str]:
     folders = ("core", "kernels", "ops", "py")
-    files = sorted(path.relative_to(ROOT) for folder in folders for path in (ROOT / "csrc" / folder).glob("*.c"))
+    files = sorted(
+        path.relative_to(ROOT) for folder in folders for path in (ROOT / "csrc" / folder).glob("*.c")
+    )
     return [path.as_posix() for path in files if X86 or not isa_of(path)]
 
 
@@ -97,7 +119,8 @@ setup(
                 for pattern in ("*.h", "*.def")
                 for path in sorted((ROOT / "csrc").rglob(pattern))
             ],
-            define_macros=[("VGGNET_VERSION", f'"{VERSION}"')] + [("Py_LIMITED_API", "0x030B0000")] * LIMITED_API,
+            define_macros=[("VGGNET_VERSION", f'"{VERSION}"')]
+            + [("Py_LIMITED_API", "0x030B0000")] * LIMITED_API,
             # -isystem: NumPy's inline functions are not ours to warn about
             extra_compile_args=["-isystem", np.get_include(), *FLAGS],
             extra_link_args=LINK,

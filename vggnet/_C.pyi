@@ -1,23 +1,25 @@
 """Types of the C extension; the functions of section "operations" are public as vggnet.ops."""
 
+import sys
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
 
-Dtype: TypeAlias = Literal["float32", "int64", "uint8"]
-Direction: TypeAlias = Literal["forward", "backward_input", "backward_weight"]
-Algorithm: TypeAlias = Literal["auto", "direct", "winograd2", "winograd4", "winograd6"]
-Pool: TypeAlias = bool | Literal["floor", "ceil"]
-Shape: TypeAlias = Sequence[int]
-ArrayLike: TypeAlias = Any
+_Dtype: TypeAlias = Literal["float32", "int64", "uint8"]
+_Direction: TypeAlias = Literal["forward", "backward_input", "backward_weight"]
+_Algorithm: TypeAlias = Literal["auto", "direct", "winograd2", "winograd4", "winograd6"]
+_Pool: TypeAlias = bool | Literal["floor", "ceil"]
+_Shape: TypeAlias = Sequence[int]
+_ArrayLike: TypeAlias = Any
 
 class VggError(Exception): ...
 class DeviceError(VggError, RuntimeError): ...
 class WeightsError(VggError, ValueError): ...
 class ImageError(VggError, ValueError): ...
 
+@final
 class Storage:
     """Owns bytes on one device. Made by tensors; tells the version that in-place operations bump."""
 
@@ -28,11 +30,12 @@ class Storage:
     @property
     def version(self) -> int: ...
 
+@final
 class Tensor:
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property
-    def dtype(self) -> Dtype: ...
+    def dtype(self) -> _Dtype: ...
     @property
     def device(self) -> str: ...
     @property
@@ -46,10 +49,10 @@ class Tensor:
     @property
     def readonly(self) -> bool: ...
     def numpy(self) -> npt.NDArray[Any]: ...
-    def to(self, device: str | None = None, dtype: Dtype | None = None) -> Tensor: ...
-    def copy_(self, obj: ArrayLike, /) -> Tensor: ...
-    def reshape(self, shape: Shape, /) -> Tensor: ...
-    def view(self, offset: int, shape: Shape, dtype: Dtype) -> Tensor: ...
+    def to(self, device: str | None = None, dtype: _Dtype | None = None) -> Tensor: ...
+    def copy_(self, obj: _ArrayLike, /) -> Tensor: ...
+    def reshape(self, shape: _Shape, /) -> Tensor: ...
+    def view(self, offset: int, shape: _Shape, dtype: _Dtype) -> Tensor: ...
     def freeze_views(self) -> Tensor: ...
     def item(self) -> float | int: ...
     def __float__(self) -> float: ...
@@ -63,72 +66,73 @@ class Tensor:
         copy: bool | None = None,
     ) -> Any: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
+    if sys.version_info >= (3, 12):  # before, the buffer protocol has no name in Python
+        def __buffer__(self, flags: int, /) -> memoryview: ...
 
 # ---- tensors
-def tensor(obj: ArrayLike, dtype: Dtype | None = None, device: str = "cpu") -> Tensor: ...
+def tensor(obj: _ArrayLike, dtype: _Dtype | None = None, device: str = "cpu") -> Tensor: ...
 def from_dlpack(obj: Any, /) -> Tensor: ...
-def empty(shape: Shape | int, dtype: Dtype = "float32", device: str = "cpu") -> Tensor: ...
-def zeros(shape: Shape | int, dtype: Dtype = "float32", device: str = "cpu") -> Tensor: ...
+def empty(shape: _Shape | int, dtype: _Dtype = "float32", device: str = "cpu") -> Tensor: ...
+def zeros(shape: _Shape | int, dtype: _Dtype = "float32", device: str = "cpu") -> Tensor: ...
 
 # ---- operations
 def conv2d(
-    x: ArrayLike,
-    w: ArrayLike,
-    b: ArrayLike | None = None,
+    x: _ArrayLike,
+    w: _ArrayLike,
+    b: _ArrayLike | None = None,
     *,
     relu: bool = False,
-    pool: Pool = False,
-    algorithm: Algorithm = "auto",
+    pool: _Pool = False,
+    algorithm: _Algorithm = "auto",
     out: Any = None,
     workspace: Tensor | None = None,
 ) -> Any: ...
 def conv2d_backward_input(
-    dy: ArrayLike,
-    w: ArrayLike,
+    dy: _ArrayLike,
+    w: _ArrayLike,
     *,
-    y: ArrayLike | None = None,
-    index: ArrayLike | None = None,
-    input_shape: Shape | None = None,
-    algorithm: Algorithm = "auto",
+    y: _ArrayLike | None = None,
+    index: _ArrayLike | None = None,
+    input_shape: _Shape | None = None,
+    algorithm: _Algorithm = "auto",
     out: Tensor | None = None,
     workspace: Tensor | None = None,
 ) -> Tensor: ...
 def conv2d_backward_weight(
-    dy: ArrayLike,
-    x: ArrayLike,
+    dy: _ArrayLike,
+    x: _ArrayLike,
     kernel_size: int = 3,
     *,
-    y: ArrayLike | None = None,
-    index: ArrayLike | None = None,
-    algorithm: Algorithm = "auto",
+    y: _ArrayLike | None = None,
+    index: _ArrayLike | None = None,
+    algorithm: _Algorithm = "auto",
     out: tuple[Tensor, Tensor] | None = None,
     accumulate: bool = False,
     workspace: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 def conv2d_algorithm(
-    x_shape: Shape, w_shape: Shape, direction: Direction = "forward", *, pool: Pool = False
-) -> Algorithm: ...
+    x_shape: _Shape, w_shape: _Shape, direction: _Direction = "forward", *, pool: _Pool = False
+) -> _Algorithm: ...
 def conv2d_workspace(
-    x_shape: Shape,
-    w_shape: Shape,
-    direction: Direction = "forward",
+    x_shape: _Shape,
+    w_shape: _Shape,
+    direction: _Direction = "forward",
     *,
-    pool: Pool = False,
-    algorithm: Algorithm = "auto",
+    pool: _Pool = False,
+    algorithm: _Algorithm = "auto",
     device: str = "cpu",
 ) -> int: ...
 def max_pool2d(
-    x: ArrayLike, *, ceil_mode: bool = False, out: tuple[Tensor, Tensor] | None = None
+    x: _ArrayLike, *, ceil_mode: bool = False, out: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]: ...
 def max_pool2d_backward(
-    dy: ArrayLike, index: ArrayLike, input_shape: Shape, *, out: Tensor | None = None
+    dy: _ArrayLike, index: _ArrayLike, input_shape: _Shape, *, out: Tensor | None = None
 ) -> Tensor: ...
-def relu(x: ArrayLike, *, out: Tensor | None = None) -> Tensor: ...
-def relu_backward(dy: ArrayLike, y: ArrayLike, *, out: Tensor | None = None) -> Tensor: ...
-def add_(y: Tensor, x: ArrayLike) -> None: ...
+def relu(x: _ArrayLike, *, out: Tensor | None = None) -> Tensor: ...
+def relu_backward(dy: _ArrayLike, y: _ArrayLike, *, out: Tensor | None = None) -> Tensor: ...
+def add_(y: Tensor, x: _ArrayLike) -> None: ...
 def lrn(
-    x: ArrayLike,
+    x: _ArrayLike,
     size: int = 5,
     alpha: float = 1e-4,
     beta: float = 0.75,
@@ -137,8 +141,8 @@ def lrn(
     out: Tensor | None = None,
 ) -> Tensor: ...
 def lrn_backward(
-    dy: ArrayLike,
-    x: ArrayLike,
+    dy: _ArrayLike,
+    x: _ArrayLike,
     size: int = 5,
     alpha: float = 1e-4,
     beta: float = 0.75,
@@ -147,20 +151,20 @@ def lrn_backward(
     out: Tensor | None = None,
 ) -> Tensor: ...
 def linear(
-    x: ArrayLike,
-    w: ArrayLike,
-    b: ArrayLike | None = None,
+    x: _ArrayLike,
+    w: _ArrayLike,
+    b: _ArrayLike | None = None,
     *,
     relu: bool = False,
     out: Tensor | None = None,
     workspace: Tensor | None = None,
 ) -> Tensor: ...
 def linear_backward_input(
-    dy: ArrayLike, w: ArrayLike, *, out: Tensor | None = None, workspace: Tensor | None = None
+    dy: _ArrayLike, w: _ArrayLike, *, out: Tensor | None = None, workspace: Tensor | None = None
 ) -> Tensor: ...
 def linear_backward_weight(
-    dy: ArrayLike,
-    x: ArrayLike,
+    dy: _ArrayLike,
+    x: _ArrayLike,
     *,
     out: tuple[Tensor, Tensor] | None = None,
     accumulate: bool = False,
@@ -170,32 +174,32 @@ def linear_workspace(
     rows: int,
     in_features: int,
     out_features: int,
-    direction: Direction = "forward",
+    direction: _Direction = "forward",
     *,
     device: str = "cpu",
 ) -> int: ...
 def dropout(
-    x: ArrayLike,
+    x: _ArrayLike,
     p: float,
     seed: int,
-    rows: ArrayLike,
+    rows: _ArrayLike,
     purpose: int = 0,
     *,
     out: Tensor | None = None,
 ) -> Tensor: ...
 def dropout_backward(
-    dy: ArrayLike,
+    dy: _ArrayLike,
     p: float,
     seed: int,
-    rows: ArrayLike,
+    rows: _ArrayLike,
     purpose: int = 0,
     *,
     out: Tensor | None = None,
 ) -> Tensor: ...
-def softmax(x: ArrayLike, *, out: Tensor | None = None) -> Tensor: ...
+def softmax(x: _ArrayLike, *, out: Tensor | None = None) -> Tensor: ...
 def cross_entropy(
-    logits: ArrayLike,
-    labels: ArrayLike,
+    logits: _ArrayLike,
+    labels: _ArrayLike,
     *,
     normalizer: float | None = None,
     out: tuple[Tensor, Tensor] | None = None,
@@ -221,10 +225,10 @@ def augment(
     device: str = "cpu",
     out: Tensor | None = None,
 ) -> Tensor: ...
-def unfold(x: ArrayLike, size: int, *, out: Tensor | None = None) -> Tensor: ...
+def unfold(x: _ArrayLike, size: int, *, out: Tensor | None = None) -> Tensor: ...
 def random_normal_(x: Tensor, scale: float, seed: int, purpose: int) -> None: ...
 def random_uniform_(x: Tensor, scale: float, seed: int, purpose: int) -> None: ...
-def random_bits(seed: int, rows: ArrayLike, purpose: int, count: int) -> npt.NDArray[np.uint32]: ...
+def random_bits(seed: int, rows: _ArrayLike, purpose: int, count: int) -> npt.NDArray[np.uint32]: ...
 
 # ---- the machine
 def build_info() -> dict[str, Any]: ...

@@ -17,8 +17,8 @@ static bool find_device(struct call *c)
         } else if (!vggpy_same_device(c->device, device)) {
             PyObject *a = vggpy_device_name(c->device), *b = vggpy_device_name(device);
             if (a && b)
-                PyErr_Format(PyExc_ValueError, "%s: %s is on device \"%U\", %s on \"%U\"; expected one device", c->op, first->name,
-                             a, input->name, b);
+                PyErr_Format(PyExc_ValueError, "%s: %s is on device \"%U\", %s on \"%U\"; expected one device", c->op,
+                             first->name, a, input->name, b);
             Py_XDECREF(a);
             Py_XDECREF(b);
             return false;
@@ -70,7 +70,10 @@ bool call_begin(struct call *c, PyObject *module, const char *op, struct call_in
     return true;
 }
 
-bool call_check(struct call *c, enum vgg_status status) { return status == VGG_OK ? true : vggpy_raise(c->state, &c->error); }
+bool call_check(struct call *c, enum vgg_status status)
+{
+    return status == VGG_OK ? true : vggpy_raise(c->state, &c->error);
+}
 
 static size_t array_bytes(const struct vgg_array *array)
 {
@@ -111,7 +114,8 @@ static struct tensor *take_tensor(struct call *c, PyObject *object, const char *
     if (!vggpy_same_device(tensor->storage->device, c->device)) {
         PyObject *a = vggpy_device_name(tensor->storage->device), *b = vggpy_device_name(c->device);
         if (a && b)
-            PyErr_Format(PyExc_ValueError, "%s: %s is on device \"%U\"; expected \"%U\", the inputs' device", c->op, name, a, b);
+            PyErr_Format(PyExc_ValueError, "%s: %s is on device \"%U\"; expected \"%U\", the inputs' device", c->op, name, a,
+                         b);
         Py_XDECREF(a);
         Py_XDECREF(b);
         return NULL;
@@ -119,7 +123,8 @@ static struct tensor *take_tensor(struct call *c, PyObject *object, const char *
     return vggpy_tensor_writable(tensor, c->op, name) ? tensor : NULL;
 }
 
-bool call_output(struct call *c, PyObject *out, const char *name, enum vgg_dtype dtype, int ndim, const size_t *shape, int alias)
+bool call_output(struct call *c, PyObject *out, const char *name, enum vgg_dtype dtype, int ndim, const size_t *shape,
+                 int alias)
 {
     struct tensor *tensor;
     if (out == Py_None) {
@@ -184,8 +189,8 @@ bool call_workspace(struct call *c, PyObject *workspace, size_t bytes)
         return false;
     size_t size = vggpy_tensor_bytes(tensor);
     if (tensor->dtype != VGG_UINT8 || (uintptr_t)tensor->data % 64 != 0) {
-        PyErr_Format(PyExc_ValueError, "%s: workspace is %s; expected a uint8 Tensor, 64-byte aligned as vggnet.empty makes it", c->op,
-                     vgg_dtype_name(tensor->dtype));
+        PyErr_Format(PyExc_ValueError, "%s: workspace is %s; expected a uint8 Tensor, 64-byte aligned as vggnet.empty makes it",
+                     c->op, vgg_dtype_name(tensor->dtype));
         return false;
     }
     if (size < bytes) {

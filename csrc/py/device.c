@@ -230,12 +230,13 @@ static PyObject *py_get_num_threads(PyObject *module, PyObject *unused)
     return PyLong_FromLong(vgg_get_num_threads());
 }
 
-PyDoc_STRVAR(kernels_doc, "kernels()\n--\n\n"
-                          "The table of CPU kernels.\n\n"
-                          "Returns\n-------\n"
-                          "list of dict\n"
-                          "    \"name\", \"slot\", \"isa\", \"mr\" and \"nr\" (the tile), \"available\" (can this CPU run it?),\n"
-                          "    \"selected\" (is it the one in use?), \"uses\" (operations that ran it).");
+PyDoc_STRVAR(kernels_doc,
+             "kernels()\n--\n\n"
+             "The table of CPU kernels.\n\n"
+             "Returns\n-------\n"
+             "list of dict\n"
+             "    \"name\", \"slot\", \"isa\", \"mr\" and \"nr\" (the tile), \"available\" (can this CPU run it?),\n"
+             "    \"selected\" (is it the one in use?), \"uses\" (operations that ran it).");
 
 static PyObject *py_kernels(PyObject *module, PyObject *unused)
 {
@@ -245,11 +246,10 @@ static PyObject *py_kernels(PyObject *module, PyObject *unused)
     PyObject *list = PyList_New(0);
     for (size_t i = 0; list && i < count; i++) {
         const struct vgg_gemm_kernel *kernel = &table[i];
-        PyObject *row = Py_BuildValue(
-            "{s:s,s:s,s:s,s:n,s:n,s:O,s:O,s:n}", "name", kernel->name, "slot", "sgemm", "isa", vgg_isa_name(kernel->isa),
-            "mr", (Py_ssize_t)kernel->mr, "nr", (Py_ssize_t)kernel->nr, "available",
-            kernel->isa <= vgg_isa_best() ? Py_True : Py_False, "selected", kernel == selected ? Py_True : Py_False, "uses",
-            (Py_ssize_t)vgg_kernel_uses(kernel));
+        PyObject *row = Py_BuildValue("{s:s,s:s,s:s,s:n,s:n,s:O,s:O,s:n}", "name", kernel->name, "slot", "sgemm", "isa",
+                                      vgg_isa_name(kernel->isa), "mr", (Py_ssize_t)kernel->mr, "nr", (Py_ssize_t)kernel->nr,
+                                      "available", kernel->isa <= vgg_isa_best() ? Py_True : Py_False, "selected",
+                                      kernel == selected ? Py_True : Py_False, "uses", (Py_ssize_t)vgg_kernel_uses(kernel));
         int failed = row ? PyList_Append(list, row) : -1;
         Py_XDECREF(row);
         if (failed)
@@ -316,7 +316,7 @@ static PyObject *py_fma_peak(PyObject *module, PyObject *args, PyObject *kwargs)
 }
 
 PyDoc_STRVAR(select_isa_doc, "_select_isa(name, /)\n--\n\n"
-                             "For the tests: use kernels up to this ISA from now on (\"\": the best). Returns the previous.");
+                             "For the tests: use this ISA's kernels from now on (\"\": the best's). Returns the previous.");
 
 static PyObject *py_select_isa(PyObject *module, PyObject *arg)
 {

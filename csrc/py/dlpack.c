@@ -14,7 +14,8 @@ static const char used_legacy_name[] = "used_dltensor", used_versioned_name[] = 
 /* ------------------------------------------------------------------------------------------------ export */
 
 /* What an exported capsule points into: the form that was asked for, and the arrays it refers to. */
-struct export {
+struct export
+{
     union {
         struct dl_managed legacy;
         struct dl_managed_versioned versioned;
@@ -34,8 +35,14 @@ static void export_free(struct export *self)
     PyGILState_Release(gil);
 }
 
-static void export_delete_legacy(struct dl_managed *managed) { export_free((struct export *)managed); }
-static void export_delete_versioned(struct dl_managed_versioned *managed) { export_free((struct export *)managed); }
+static void export_delete_legacy(struct dl_managed *managed)
+{
+    export_free((struct export *)managed);
+}
+static void export_delete_versioned(struct dl_managed_versioned *managed)
+{
+    export_free((struct export *)managed);
+}
 
 /* Of a capsule that nobody consumed. */
 static void export_destroy_capsule(PyObject *capsule)
@@ -90,15 +97,19 @@ PyObject *vggpy_to_dlpack(PyObject *object, PyObject *args, PyObject *kwargs)
     long major = 0, minor = 0, type = DLPACK_CPU, id = 0;
     if (max_version != Py_None &&
         !(PyTuple_Check(max_version) && PyArg_ParseTuple(max_version, "ll;max_version is two ints", &major, &minor)))
-        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_TypeError, "__dlpack__: max_version is %R; expected (major, minor)", max_version);
+        return PyErr_Occurred()
+                   ? NULL
+                   : PyErr_Format(PyExc_TypeError, "__dlpack__: max_version is %R; expected (major, minor)", max_version);
     if (dl_device != Py_None &&
         !(PyTuple_Check(dl_device) && PyArg_ParseTuple(dl_device, "ll;dl_device is two ints", &type, &id)))
-        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_TypeError, "__dlpack__: dl_device is %R; expected (type, id)", dl_device);
+        return PyErr_Occurred() ? NULL
+                                : PyErr_Format(PyExc_TypeError, "__dlpack__: dl_device is %R; expected (type, id)", dl_device);
     int must_copy = copy == Py_None ? -1 : PyObject_IsTrue(copy);
     if (must_copy == -1 && PyErr_Occurred())
         return NULL;
     if (type != DLPACK_CPU || id != 0)
-        return PyErr_Format(PyExc_BufferError, "__dlpack__: dl_device is (%ld, %ld); only the CPU's, (1, 0), is there", type, id);
+        return PyErr_Format(PyExc_BufferError, "__dlpack__: dl_device is (%ld, %ld); only the CPU's, (1, 0), is there", type,
+                            id);
     if (stream != Py_None)
         return PyErr_Format(PyExc_BufferError, "__dlpack__: stream is %R; the CPU has none, pass None", stream);
     bool host = self->storage->device.backend->host;
@@ -122,7 +133,8 @@ PyObject *vggpy_dlpack_device(PyObject *self, PyObject *unused)
 {
     (void)unused;
     if (!((struct tensor *)self)->storage->device.backend->host)
-        return PyErr_Format(PyExc_BufferError, "__dlpack_device__: the tensor's device has no DLPack number; use t.to(\"cpu\")");
+        return PyErr_Format(PyExc_BufferError,
+                            "__dlpack_device__: the tensor's device has no DLPack number; use t.to(\"cpu\")");
     return Py_BuildValue("(ii)", DLPACK_CPU, 0);
 }
 
@@ -187,7 +199,8 @@ static bool import_dtype(const struct dl_tensor *t, enum vgg_dtype *dtype)
 static bool import_check(const struct dl_tensor *t, enum vgg_dtype *dtype, size_t *shape, void **data, size_t *bytes)
 {
     if (t->device.type != DLPACK_CPU) {
-        PyErr_Format(PyExc_BufferError, "from_dlpack: the array is on DLPack device (%d, %d); only the CPU's (1, 0) can be shared",
+        PyErr_Format(PyExc_BufferError,
+                     "from_dlpack: the array is on DLPack device (%d, %d); only the CPU's (1, 0) can be shared",
                      (int)t->device.type, (int)t->device.id);
         return false;
     }
@@ -199,7 +212,8 @@ static bool import_check(const struct dl_tensor *t, enum vgg_dtype *dtype, size_
         return false;
     }
     if (t->ndim < 0 || t->ndim > VGG_MAX_NDIM) {
-        PyErr_Format(PyExc_BufferError, "from_dlpack: the array has %d dimensions; expected at most %d", (int)t->ndim, VGG_MAX_NDIM);
+        PyErr_Format(PyExc_BufferError, "from_dlpack: the array has %d dimensions; expected at most %d", (int)t->ndim,
+                     VGG_MAX_NDIM);
         return false;
     }
     bool empty = false, valid = true;
@@ -215,8 +229,9 @@ static bool import_check(const struct dl_tensor *t, enum vgg_dtype *dtype, size_
     int64_t expected = 1;
     for (int i = t->ndim - 1; i >= 0 && t->strides && !empty; i--) {
         if (t->shape[i] != 1 && t->strides[i] != expected) {
-            PyErr_SetString(PyExc_BufferError,
-                            "from_dlpack: the array is not C-contiguous, so it cannot be shared; use vggnet.tensor, which copies");
+            PyErr_SetString(
+                PyExc_BufferError,
+                "from_dlpack: the array is not C-contiguous, so it cannot be shared; use vggnet.tensor, which copies");
             return false;
         }
         expected *= t->shape[i];

@@ -2,8 +2,14 @@
 #define VGGPY_IMPORTS_NUMPY
 #include "py.h"
 
-struct vgg_state *vggpy_state(PyObject *module) { return PyModule_GetState(module); }
-struct vgg_state *vggpy_state_of(PyObject *self) { return PyType_GetModuleState(Py_TYPE(self)); } /* our types are final */
+struct vgg_state *vggpy_state(PyObject *module)
+{
+    return PyModule_GetState(module);
+}
+struct vgg_state *vggpy_state_of(PyObject *self)
+{
+    return PyType_GetModuleState(Py_TYPE(self));
+} /* our types are final */
 
 static PyObject *add_type(PyObject *module, PyType_Spec *spec)
 {
@@ -28,14 +34,14 @@ static bool add_objects(PyObject *module, struct vgg_state *state)
 {
     return (state->storage_type = add_type(module, &vggpy_storage_spec)) &&
            (state->tensor_type = add_type(module, &vggpy_tensor_spec)) &&
-           (state->vgg_error = add_exception(module, "vggnet.VggError", "Base of vggnet's own exceptions.",
-                                             PyExc_Exception, NULL)) &&
-           (state->device_error = add_exception(module, "vggnet.DeviceError",
-                                                "A device is not there, or it or its driver failed.", state->vgg_error,
-                                                PyExc_RuntimeError)) &&
-           (state->weights_error = add_exception(module, "vggnet.WeightsError",
-                                                 "A file of weights is damaged, or is not for this model.",
-                                                 state->vgg_error, PyExc_ValueError)) &&
+           (state->vgg_error =
+                add_exception(module, "vggnet.VggError", "Base of vggnet's own exceptions.", PyExc_Exception, NULL)) &&
+           (state->device_error =
+                add_exception(module, "vggnet.DeviceError", "A device is not there, or it or its driver failed.",
+                              state->vgg_error, PyExc_RuntimeError)) &&
+           (state->weights_error =
+                add_exception(module, "vggnet.WeightsError", "A file of weights is damaged, or is not for this model.",
+                              state->vgg_error, PyExc_ValueError)) &&
            (state->image_error = add_exception(module, "vggnet.ImageError", "An image cannot be read or does not fit.",
                                                state->vgg_error, PyExc_ValueError)) &&
            (state->capsules = PyList_New(0));
@@ -44,7 +50,7 @@ static bool add_objects(PyObject *module, struct vgg_state *state)
 static int module_exec(PyObject *module)
 {
     static PyMethodDef *const functions[] = {
-        vggpy_tensor_functions, vggpy_device_functions, vggpy_conv2d_functions, vggpy_linear_functions,
+        vggpy_tensor_functions, vggpy_device_functions, vggpy_conv2d_functions,  vggpy_linear_functions,
         vggpy_layer_functions,  vggpy_update_functions, vggpy_augment_functions,
     };
     struct vgg_state *state = vggpy_state(module);
@@ -81,7 +87,10 @@ static int module_clear(PyObject *module)
     return 0;
 }
 
-static void module_free(void *module) { module_clear(module); }
+static void module_free(void *module)
+{
+    module_clear(module);
+}
 
 PyDoc_STRVAR(module_doc, "Tensors, operations and the CPU backend of vggnet, in C.");
 
@@ -93,14 +102,8 @@ enum { SLOT_MULTIPLE_INTERPRETERS = 3, SLOT_GIL = 4 };
 static PyModuleDef_Slot module_slots[4] = {{Py_mod_exec, module_exec}}; /* the rest is zero: the end */
 
 static struct PyModuleDef module_def = {
-    PyModuleDef_HEAD_INIT,
-    .m_name = "vggnet._C",
-    .m_doc = module_doc,
-    .m_size = sizeof(struct vgg_state),
-    .m_slots = module_slots,
-    .m_traverse = module_traverse,
-    .m_clear = module_clear,
-    .m_free = module_free,
+    PyModuleDef_HEAD_INIT,   .m_name = "vggnet._C",         .m_doc = module_doc,     .m_size = sizeof(struct vgg_state),
+    .m_slots = module_slots, .m_traverse = module_traverse, .m_clear = module_clear, .m_free = module_free,
 };
 
 PyMODINIT_FUNC PyInit__C(void);

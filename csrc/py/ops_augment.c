@@ -77,8 +77,7 @@ static bool take_crops(const struct vgg_state *state, PyObject *images, PyObject
         if (!valid)
             break;
         struct vgg_array a = vggpy_numpy_array(image);
-        if (vgg_expect_dtype(op, name, &a, VGG_UINT8, &error) != VGG_OK ||
-            vgg_expect_ndim(op, name, &a, 3, &error) != VGG_OK) {
+        if (vgg_expect_dtype(op, name, &a, VGG_UINT8, &error) != VGG_OK || vgg_expect_ndim(op, name, &a, 3, &error) != VGG_OK) {
             valid = vggpy_raise(state, &error);
             break;
         }
@@ -90,8 +89,8 @@ static bool take_crops(const struct vgg_state *state, PyObject *images, PyObject
         } else if (s->size > height || s->size > width || place[0] < 0 || place[1] < 0 ||
                    (uint64_t)place[0] > height - s->size || (uint64_t)place[1] > width - s->size) {
             PyErr_Format(PyExc_ValueError,
-                         "augment: the crop of %s at (%lld, %lld), size %zu, does not lie inside the image's %zu x %zu pixels", name,
-                         (long long)place[0], (long long)place[1], s->size, height, width);
+                         "augment: the crop of %s at (%lld, %lld), size %zu, does not lie inside the image's %zu x %zu pixels",
+                         name, (long long)place[0], (long long)place[1], s->size, height, width);
             valid = false;
         } else if (place[2] != 0 && place[2] != 1) {
             PyErr_Format(PyExc_ValueError, "augment: crops[%zu] has mirror %lld; expected 0 or 1", i, (long long)place[2]);
@@ -136,8 +135,8 @@ static PyObject *py_augment(PyObject *module, PyObject *args, PyObject *kwargs)
     if (channels < 0)
         return NULL;
     if (channels < 1 || channels > 4 || size == 0)
-        return PyErr_Format(PyExc_ValueError, "augment: mean has %zd numbers and size is %zd; expected 1..4, and 1 or more", channels,
-                            (Py_ssize_t)size);
+        return PyErr_Format(PyExc_ValueError, "augment: mean has %zd numbers and size is %zd; expected 1..4, and 1 or more",
+                            channels, (Py_ssize_t)size);
     images = PySequence_Tuple(images_object);
     keep = PyList_New(0);
     if (!images || !keep)

@@ -219,7 +219,8 @@ static PyObject *py_lrn_backward(PyObject *module, PyObject *args, PyObject *kwa
     static char *names[] = {"dy", "x", "size", "alpha", "beta", "k", "out", NULL};
     PyObject *dy, *x, *size = NULL, *out = Py_None;
     struct vgg_lrn s = {.alpha = 1e-4f, .beta = 0.75f, .k = 2.0f};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|Offf$O:lrn_backward", names, &dy, &x, &size, &s.alpha, &s.beta, &s.k, &out))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|Offf$O:lrn_backward", names, &dy, &x, &size, &s.alpha, &s.beta, &s.k,
+                                     &out))
         return NULL;
     return lrn(module, dy, x, size, &s, out);
 }

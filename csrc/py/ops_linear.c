@@ -79,23 +79,22 @@ static PyObject *py_linear_backward_input(PyObject *module, PyObject *args, PyOb
     return call_end(&c);
 }
 
-PyDoc_STRVAR(linear_backward_weight_doc,
-             "linear_backward_weight(dy, x, *, out=None, accumulate=False, workspace=None)\n--\n\n"
-             "Gradients of linear with respect to w and b: dw = dy^T x, db = sum of dy's rows.\n\n"
-             "Parameters\n----------\n"
-             "dy : (N, O) float32\n"
-             "x : (N, I) float32\n"
-             "out : (Tensor, Tensor), optional\n"
-             "    dw and db.\n"
-             "accumulate : bool\n"
-             "    Add to out instead of overwriting it.\n"
-             "workspace : uint8 Tensor, optional\n\n"
-             "Returns\n-------\n"
-             "(Tensor, Tensor)\n"
-             "    dw (O, I) and db (O,).\n\n"
-             "Raises\n------\n"
-             "ValueError\n"
-             "    As linear; also for accumulate without out.");
+PyDoc_STRVAR(linear_backward_weight_doc, "linear_backward_weight(dy, x, *, out=None, accumulate=False, workspace=None)\n--\n\n"
+                                         "Gradients of linear with respect to w and b: dw = dy^T x, db = sum of dy's rows.\n\n"
+                                         "Parameters\n----------\n"
+                                         "dy : (N, O) float32\n"
+                                         "x : (N, I) float32\n"
+                                         "out : (Tensor, Tensor), optional\n"
+                                         "    dw and db.\n"
+                                         "accumulate : bool\n"
+                                         "    Add to out instead of overwriting it.\n"
+                                         "workspace : uint8 Tensor, optional\n\n"
+                                         "Returns\n-------\n"
+                                         "(Tensor, Tensor)\n"
+                                         "    dw (O, I) and db (O,).\n\n"
+                                         "Raises\n------\n"
+                                         "ValueError\n"
+                                         "    As linear; also for accumulate without out.");
 
 static PyObject *py_linear_backward_weight(PyObject *module, PyObject *args, PyObject *kwargs)
 {
@@ -116,8 +115,7 @@ static PyObject *py_linear_backward_weight(PyObject *module, PyObject *args, PyO
     };
     if (call_begin(&c, module, "linear_backward_weight", in, 2) &&
         call_check(&c, vgg_linear_backward_weight_check(&s, &in[0].array, &in[1].array, &c.error)) &&
-        call_out_pair(&c, out, outs) &&
-        call_output(&c, outs[0], "out[0]", VGG_FLOAT32, 2, (size_t[]){s.out, s.in}, -1) &&
+        call_out_pair(&c, out, outs) && call_output(&c, outs[0], "out[0]", VGG_FLOAT32, 2, (size_t[]){s.out, s.in}, -1) &&
         call_output(&c, outs[1], "out[1]", VGG_FLOAT32, 1, (size_t[]){s.out}, -1) &&
         call_check(&c, c.device.backend->linear_workspace(&c.context, &bytes, &s, VGG_BACKWARD_WEIGHT)) &&
         call_workspace(&c, workspace, bytes))

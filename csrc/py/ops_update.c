@@ -57,7 +57,8 @@ static struct tensor *tensor_at(const struct tensors *list, size_t i)
     return (struct tensor *)PyTuple_GetItem(list->tuple, (Py_ssize_t)i); /* borrowed; never fails: checked in take_tensors */
 }
 
-static bool take_tensors(struct tensors *list, const struct vgg_state *state, const char *op, const char *name, PyObject *object)
+static bool take_tensors(struct tensors *list, const struct vgg_state *state, const char *op, const char *name,
+                         PyObject *object)
 {
     list->name = name;
     list->tuple = vggpy_is_tensor(state, object) ? PyTuple_Pack(1, object) : PySequence_Tuple(object);
@@ -139,8 +140,8 @@ static PyObject *py_sgd(PyObject *module, PyObject *args, PyObject *kwargs)
         goto done;
     size_t count = p.count;
     if (g.count != count || v.count != count) {
-        PyErr_Format(PyExc_ValueError, "sgd_: %zu params, %zu grads and %zu velocities; expected as many of each", count, g.count,
-                     v.count);
+        PyErr_Format(PyExc_ValueError, "sgd_: %zu params, %zu grads and %zu velocities; expected as many of each", count,
+                     g.count, v.count);
         goto done;
     }
     for (size_t i = 0; i < count; i++) {

@@ -27,13 +27,13 @@
 /* ------------------------------------------------------------------------------------------------ state (module.c) */
 
 /* Every Python object that a module owns: the struct, traverse and clear expand this one list. */
-#define STATE_OBJECTS(X)                                                      \
-    X(storage_type)                                                           \
-    X(tensor_type)                                                            \
-    X(vgg_error)                                                              \
-    X(device_error)                                                           \
-    X(weights_error)                                                          \
-    X(image_error)                                                            \
+#define STATE_OBJECTS(X)                                                                                                       \
+    X(storage_type)                                                                                                            \
+    X(tensor_type)                                                                                                             \
+    X(vgg_error)                                                                                                               \
+    X(device_error)                                                                                                            \
+    X(weights_error)                                                                                                           \
+    X(image_error)                                                                                                             \
     X(capsules) /* list: keeps what registered backends live in from going */
 
 enum { VGGPY_MAX_BACKENDS = 8 };
@@ -219,12 +219,12 @@ bool call_workspace(struct call *c, PyObject *workspace, size_t bytes);
 PyObject *call_end(struct call *c); /* None without outputs, the Tensor, or a tuple of two */
 
 /* Runs a table entry with the GIL released. */
-#define CALL_RUN(c, entry, ...)                                                             \
-    do {                                                                                    \
-        PyThreadState *call_thread = PyEval_SaveThread();                                   \
-        (c)->status = (c)->context.backend->entry(&(c)->context, __VA_ARGS__);              \
-        PyEval_RestoreThread(call_thread);                                                  \
-        (c)->ran = true;                                                                    \
+#define CALL_RUN(c, entry, ...)                                                                                                \
+    do {                                                                                                                       \
+        PyThreadState *call_thread = PyEval_SaveThread();                                                                      \
+        (c)->status = (c)->context.backend->entry(&(c)->context, __VA_ARGS__);                                                 \
+        PyEval_RestoreThread(call_thread);                                                                                     \
+        (c)->ran = true;                                                                                                       \
     } while (0)
 
 static inline const struct vgg_array *call_array(const struct call_input *input)

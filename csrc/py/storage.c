@@ -104,8 +104,8 @@ PyDoc_STRVAR(storage_doc, "The bytes behind one or more tensors, on one device.\
                           "Made by tensors, never directly; freed when the last tensor or view over it goes.");
 
 static PyType_Slot storage_slots[] = {
-    {Py_tp_doc, (void *)storage_doc},  {Py_tp_dealloc, storage_dealloc}, {Py_tp_traverse, storage_traverse},
-    {Py_tp_getset, storage_getset},    {Py_tp_repr, storage_repr},       {0, NULL},
+    {Py_tp_doc, (void *)storage_doc}, {Py_tp_dealloc, storage_dealloc}, {Py_tp_traverse, storage_traverse},
+    {Py_tp_getset, storage_getset},   {Py_tp_repr, storage_repr},       {0, NULL},
 };
 
 PyType_Spec vggpy_storage_spec = {

@@ -33,8 +33,8 @@ bool vggpy_tensors_overlap(const struct tensor *a, const struct tensor *b)
 bool vggpy_tensor_writable(const struct tensor *tensor, const char *op, const char *name)
 {
     if (tensor->readonly)
-        PyErr_Format(PyExc_ValueError, "%s: %s is read-only (it shares memory that was given for reading); use vggnet.tensor to copy",
-                     op, name);
+        PyErr_Format(PyExc_ValueError,
+                     "%s: %s is read-only (it shares memory that was given for reading); use vggnet.tensor to copy", op, name);
     return !tensor->readonly;
 }
 
@@ -155,7 +155,8 @@ static int tensor_getbuffer(PyObject *object, Py_buffer *view, int flags)
         return -1;
     }
     if (readonly && (flags & PyBUF_WRITABLE)) {
-        PyErr_SetString(PyExc_BufferError, "the tensor's views are read-only; it changes by in-place operations and copy_ only");
+        PyErr_SetString(PyExc_BufferError,
+                        "the tensor's views are read-only; it changes by in-place operations and copy_ only");
         return -1;
     }
     if ((flags & PyBUF_F_CONTIGUOUS) == PyBUF_F_CONTIGUOUS && self->ndim > 1) {
@@ -364,7 +365,8 @@ static PyObject *tensor_copy_(PyObject *object, PyObject *from)
     struct device at = direct ? source->storage->device : host;
     if (a.ndim != own.ndim || memcmp(a.shape, own.shape, sizeof(size_t) * (size_t)own.ndim) != 0) {
         char got[128], expected[128];
-        PyErr_Format(PyExc_ValueError, "copy_: obj has shape %s; expected %s", vgg_shape_text(got, sizeof(got), a.shape, a.ndim),
+        PyErr_Format(PyExc_ValueError, "copy_: obj has shape %s; expected %s",
+                     vgg_shape_text(got, sizeof(got), a.shape, a.ndim),
                      vgg_shape_text(expected, sizeof(expected), own.shape, own.ndim));
     } else if (a.data == own.data && vggpy_same_device(at, to)) {
         done = true; /* onto itself */
@@ -450,8 +452,8 @@ static PyObject *tensor_view(PyObject *object, PyObject *args, PyObject *kwargs)
         return PyErr_Format(PyExc_ValueError, "view: offset is %R; expected a multiple of 64", offset_object);
     if (!vgg_shape_bytes(&bytes, shape, ndim, vgg_dtype_size(dtype)) || !vgg_add_size(&end, (size_t)offset, bytes) ||
         end > vggpy_tensor_bytes(self))
-        return PyErr_Format(PyExc_ValueError, "view: shape %R of %s at byte %R ends outside the tensor's %zu bytes", shape_object,
-                            vgg_dtype_name(dtype), offset_object, vggpy_tensor_bytes(self));
+        return PyErr_Format(PyExc_ValueError, "view: shape %R of %s at byte %R ends outside the tensor's %zu bytes",
+                            shape_object, vgg_dtype_name(dtype), offset_object, vggpy_tensor_bytes(self));
     void *data = self->data ? (char *)self->data + offset : NULL;
     if ((uintptr_t)data % vgg_dtype_size(dtype) != 0)
         return PyErr_Format(PyExc_ValueError, "view: byte %R of this imported memory is not aligned for %s", offset_object,
@@ -533,9 +535,9 @@ PyDoc_STRVAR(tensor_doc, "Elements of one dtype on one device, C-contiguous.\n\n
                          "numpy.asarray and DLPack without copying.");
 
 static PyType_Slot tensor_slots[] = {
-    {Py_tp_doc, (void *)tensor_doc},         {Py_tp_dealloc, tensor_dealloc}, {Py_tp_traverse, tensor_traverse},
-    {Py_tp_getset, tensor_getset},           {Py_tp_methods, tensor_methods}, {Py_tp_repr, tensor_repr},
-    {Py_bf_getbuffer, tensor_getbuffer},     {Py_nb_float, tensor_float},     {0, NULL},
+    {Py_tp_doc, (void *)tensor_doc},     {Py_tp_dealloc, tensor_dealloc}, {Py_tp_traverse, tensor_traverse},
+    {Py_tp_getset, tensor_getset},       {Py_tp_methods, tensor_methods}, {Py_tp_repr, tensor_repr},
+    {Py_bf_getbuffer, tensor_getbuffer}, {Py_nb_float, tensor_float},     {0, NULL},
 };
 
 PyType_Spec vggpy_tensor_spec = {
@@ -618,8 +620,8 @@ static PyObject *make(PyObject *module, PyObject *args, PyObject *kwargs, bool z
     size_t shape[VGG_MAX_NDIM];
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, zero ? "O|Os:zeros" : "O|Os:empty", names, &shape_object, &dtype_object,
                                      &device_name) ||
-        !vggpy_shape(shape_object, op, "shape", &ndim, shape, NULL) || (dtype_object && !vggpy_dtype(dtype_object, op, &dtype)) ||
-        !vggpy_device_parse(state, device_name, &device))
+        !vggpy_shape(shape_object, op, "shape", &ndim, shape, NULL) ||
+        (dtype_object && !vggpy_dtype(dtype_object, op, &dtype)) || !vggpy_device_parse(state, device_name, &device))
         return NULL;
     struct tensor *tensor = vggpy_tensor_new(state, device, dtype, ndim, shape);
     if (tensor && zero && tensor->data) {
@@ -647,8 +649,14 @@ PyDoc_STRVAR(zeros_doc, "zeros(shape, dtype='float32', device='cpu')\n--\n\n"
                         "MemoryError\n"
                         "    If the device has not so much memory.");
 
-static PyObject *py_empty(PyObject *module, PyObject *args, PyObject *kwargs) { return make(module, args, kwargs, false); }
-static PyObject *py_zeros(PyObject *module, PyObject *args, PyObject *kwargs) { return make(module, args, kwargs, true); }
+static PyObject *py_empty(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+    return make(module, args, kwargs, false);
+}
+static PyObject *py_zeros(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+    return make(module, args, kwargs, true);
+}
 
 PyMethodDef vggpy_tensor_functions[] = {
     {"tensor", VGGPY_KEYWORDS(py_tensor), py_tensor_doc},
