@@ -97,6 +97,9 @@ struct call {
 
 /* ------------------------------------------------------------------------------------------------ staging */
 
+/* The widths of panels: the tiles of kernels.def. Copies and sums of a panel's row want them as constants. */
+#define EACH_WIDTH(X) X(4) X(6) X(8) X(14) X(16) X(32)
+
 /* Scatters pixels of `channels` floats to panels `width` wide: to[panel * panel_floats + pixel * width + j]; columns beyond
  * the last channel become 0. `width` is a constant wherever this is inlined, so that a copy is a vector or two. */
 static inline __attribute__((always_inline)) void scatter_width(float *restrict to, size_t panel_floats,
@@ -117,29 +120,34 @@ static inline __attribute__((always_inline)) void scatter_width(float *restrict 
 
 static void scatter(float *to, size_t panel_floats, const float *from, size_t pixels, size_t channels, size_t width)
 {
-    switch (width) { /* the tiles of kernels.def */
-    case 4: scatter_width(to, panel_floats, from, pixels, channels, 4); break;
-    case 6: scatter_width(to, panel_floats, from, pixels, channels, 6); break;
-    case 8: scatter_width(to, panel_floats, from, pixels, channels, 8); break;
-    case 14: scatter_width(to, panel_floats, from, pixels, channels, 14); break;
-    case 16: scatter_width(to, panel_floats, from, pixels, channels, 16); break;
-    case 32: scatter_width(to, panel_floats, from, pixels, channels, 32); break;
-    default: scatter_width(to, panel_floats, from, pixels, channels, width); break;
+    switch (width) {
+#define SCATTER(constant)                                                       \
+    case constant:                                                              \
+        scatter_width(to, panel_floats, from, pixels, channels, constant);      \
+        break;
+        EACH_WIDTH(SCATTER)
+    default:
+        scatter_width(to, panel_floats, from, pixels, channels, width);
     }
 }
 
 /* The window of pixel (h, w) of image n, ks * ks * c floats, zeros outside the map. */
-static void window(float *to, const struct plan *p, const float *x, size_t n, size_t h, size_t w)
+static void window(float *restrict to, const struct plan *p, const float *restrict x, size_t n, size_t h, size_t w)
 {
-    size_t border = (p->ks - 1) / 2;
-    for (size_t r = 0; r < p->ks; r++)
-        for (size_t s = 0; s < p->ks; s++, to += p->c) {
-            size_t row = h + r - border, column = w + s - border; /* wrap below 0: past the end too */
-            if (row < p->h && column < p->w)
-                memcpy(to, x + ((n * p->h + row) * p->w + column) * p->c, p->c * sizeof *to);
-            else
-                memset(to, 0, p->c * sizeof *to);
+    size_t border = (p->ks - 1) / 2, run = p->ks * p->c;
+    size_t left = w < border ? (border - w) * p->c : 0;
+    size_t right = w + border >= p->w ? (w + border + 1 - p->w) * p->c : 0;
+    for (size_t r = 0; r < p->ks; r++, to += run) {
+        size_t row = h + r - border; /* wraps above the map: then it is past the end too */
+        if (row >= p->h) {
+            memset(to, 0, run * sizeof *to);
+            continue;
         }
+        const float *from = x + (((n * p->h + row) * p->w + w - border) * p->c + left);
+        memset(to, 0, left * sizeof *to);
+        memcpy(to + left, from, (run - left - right) * sizeof *to);
+        memset(to + run - right, 0, right * sizeof *to);
+    }
 }
 
 static void stage_x(const struct call *call, size_t image, size_t row, float *scratch)
@@ -216,15 +224,33 @@ static void multiply_band(const struct call *call, const struct band *band, size
     }
 }
 
+/* sums[i] += sum over pixels of g[pixel][i], i < count <= width; a constant width keeps the sums in registers. */
+static inline __attribute__((always_inline)) void sum_width(double *sums, const float *g, size_t pixels, size_t count,
+                                                            const size_t width)
+{
+    double acc[32] = { 0 }; /* the widest tile */
+    for (size_t pixel = 0; pixel < pixels; pixel++, g += width)
+        for (size_t i = 0; i < width; i++)
+            acc[i] += (double)g[i];
+    for (size_t i = 0; i < count; i++)
+        sums[i] += acc[i];
+}
+
 static void sum_bias(const struct call *call, size_t panel)
 {
     const struct plan *p = &call->p;
     size_t mr = p->gemm->mr, k = panel * mr, count = vgg_min_size(mr, p->k - k);
     const float *g = call->g_panels + panel * p->g_panel;
-    double *restrict sums = call->db_sums + k;
-    for (size_t pixel = 0; pixel < call->images * call->rows * p->w; pixel++, g += mr)
-        for (size_t i = 0; i < count; i++)
-            sums[i] += (double)g[i];
+    size_t pixels = call->images * call->rows * p->w;
+    switch (mr) {
+#define SUM(constant)                                                           \
+    case constant:                                                              \
+        sum_width(call->db_sums + k, g, pixels, count, constant);               \
+        break;
+        EACH_WIDTH(SUM)
+    default:
+        sum_width(call->db_sums + k, g, pixels, count, mr);
+    }
 }
 
 static void multiply_task(void *argument, size_t task, int thread)
