@@ -89,6 +89,13 @@ def test_array_dataset(rng):
     assert ArrayDataset(images, [2, 0, 1, 2], list("abcde")).name(1) == "image 1"
 
 
+def test_images_are_contiguous_also_of_other_layouts(rng):
+    channels_first = rng.integers(0, 256, (2, 3, 5, 6), np.uint8)
+    d = ArrayDataset(channels_first.transpose(0, 2, 3, 1), [0, 0], ["a"])
+    assert d.image(1).flags.c_contiguous
+    np.testing.assert_array_equal(d.image(1), channels_first[1].transpose(1, 2, 0))
+
+
 def test_array_dataset_of_images_of_several_sizes():
     images = [np.full((3 + i, 4, 1), i, np.uint8) for i in range(3)]
     d = ArrayDataset(images, [0, 0, 1], ["a", "b"])

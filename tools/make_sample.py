@@ -5,9 +5,8 @@ Of each class, those images are taken whose key is smallest: the SHA-256 of "vgg
 for ever, is the same on every machine, favours no image, and is balanced over the classes. The selected
 images keep their original order.
 
-    python tools/make_sample.py [--dir FOLDER]           write vggnet/sample/fashion_mnist.npz, print its
-    SHA-256 python tools/make_sample.py [--dir FOLDER] --check   compare the file that is there with the
-    selection
+    python tools/make_sample.py [--dir FOLDER]           write the file, print its SHA-256
+    python tools/make_sample.py [--dir FOLDER] --check   compare the file with the selection
 
 FOLDER holds the four original files; by default it is where Debian's package dataset-fashion-mnist puts them.
 """

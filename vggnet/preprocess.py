@@ -68,8 +68,7 @@ class Preprocessing:
     input_size : int
         Side of the square training crop, in pixels.
     scale : float
-        Value of a white pixel. Always 255 today; recorded so that a file says it, and checked when it is
-        read.
+        Value of a white pixel: always 255. Recorded so that a model file says it, checked when it is read.
 
     Examples
     --------
@@ -166,9 +165,10 @@ def load_image(source: ImageSource, channels: Channels = "RGB", name: str | None
     Files and PIL images of any mode are converted: EXIF rotation is applied; palettes are expanded; CMYK
     becomes RGB; 16-bit gray is scaled to 8 bits with rounding; transparent parts are composited on white; RGB
     becomes gray (or gray RGB) as `channels` asks. Colour profiles are ignored, and of an animation the first
-    frame is taken. An array is never converted, since nothing tells what its values mean: it must be uint8,
-    (H, W, C) and in the order of `channels`. (RGB and BGR arrays look alike: OpenCV's need ``image[:, :,
-    ::-1]`` first.)
+    frame is taken.
+
+    An array is never converted, since nothing tells what its values mean: it must be uint8, (H, W, C) and in
+    the order of `channels`. RGB and BGR arrays look alike: OpenCV's need ``image[:, :, ::-1]`` first.
 
     Parameters
     ----------

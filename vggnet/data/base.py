@@ -95,13 +95,13 @@ class ArrayDataset:
         return len(self._images)
 
     def image(self, i: int) -> Pixels:
-        """Image `i`, (H, W, C) uint8: a read-only view of what was given."""
-        view = np.asarray(self._images[i]).view()
+        """Image `i`, (H, W, C) uint8, C-contiguous, read-only; a view of what was given, if that is so."""
+        view = np.ascontiguousarray(self._images[i]).view()
         view.flags.writeable = False
         return view
 
     def name(self, i: int) -> str:
-        """The given name of image `i`, or "image i"."""
+        """Return the given name of image `i`, or "image i"."""
         return f"image {i}" if self._names is None else self._names[i]
 
 
@@ -166,7 +166,8 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Subset, Subset]
 
     Examples
     --------
-    >>> train, held_out = split(sample(), 0.1, seed=0)
+    >>> from vggnet import data
+    >>> train, held_out = data.split(data.sample(), 0.1, seed=0)
     >>> len(train), len(held_out)
     (3600, 400)
     """

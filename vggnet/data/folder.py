@@ -36,8 +36,9 @@ class ImageFolder:
         If it has no folders, or one of them has no images.
 
     Notes
-    ----- A broken file stays listed: `image` raises ImageError for it, and error rates divide by `len`, the
-    number listed. Only names are read here; each takes about 60 bytes and its length.
+    -----
+    A broken file stays listed: `image` raises ImageError for it, and error rates divide by `len`, the number
+    listed. Only names are read here; each takes about 60 bytes and its length.
 
     Examples
     --------

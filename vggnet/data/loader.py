@@ -53,8 +53,8 @@ class Loader:
     workers : int, optional
         Threads; by default one for each CPU that this process may use, at most 8.
     lookahead : int, optional
-        At most so many images are being read, or wait read, beyond the batch that is given out; by default
-        one batch, and 4 for each thread.
+        At most so many images are being read, or are read and wait, beyond the batch that is given out; by
+        default one batch, but at least 4 for each thread.
     strict : bool, optional
         Stop at the first broken image. By default as the data set says (`ImageFolder`), else False.
 
@@ -65,14 +65,16 @@ class Loader:
         strict.
 
     Notes
-    ----- Batches are consecutive pieces of the order given, whatever the number of threads. A broken image is
-    left out of its batch, which is then smaller, so a later batch never depends on it; a batch without any
-    image left is not given out. The threads end when an iteration ends, also by an exception, by Ctrl-C, and
-    by leaving the loop (then when the iterator is dropped or closed).
+    -----
+    Batches are consecutive pieces of the order given, whatever the number of threads. A broken image is left
+    out of its batch, which is then smaller, so a later batch never depends on it; a batch without any image
+    left is not given out. The threads end when an iteration ends, also by an exception, by Ctrl-C, and by
+    leaving the loop (then when the iterator is dropped or closed).
 
     Examples
     --------
-    >>> loader = Loader(sample(train=False), 100)
+    >>> from vggnet import data
+    >>> loader = data.Loader(data.sample(train=False), 100)
     >>> indices, images, labels = next(iter(loader))
     >>> len(loader), len(images), labels.shape, len(loader.broken)
     (10, 100, (100,), 0)
