@@ -428,7 +428,7 @@ PyDoc_STRVAR(view_doc, "view($self, /, offset, shape, dtype)\n--\n\n"
                        "A tensor over a part of this one's bytes, sharing the storage: how an arena is divided.\n\n"
                        "Parameters\n----------\n"
                        "offset : int\n"
-                       "    Bytes from this tensor's start; a multiple of 64.\n"
+                       "    Bytes from this tensor's start; the part must be aligned for its dtype.\n"
                        "shape : sequence of int\n"
                        "dtype : str\n\n"
                        "Raises\n------\n"
@@ -448,15 +448,13 @@ static PyObject *tensor_view(PyObject *object, PyObject *args, PyObject *kwargs)
         !vggpy_uint(offset_object, "view", "offset", PTRDIFF_MAX, &offset) ||
         !vggpy_shape(shape_object, "view", "shape", &ndim, shape, NULL) || !vggpy_dtype(dtype_object, "view", &dtype))
         return NULL;
-    if (offset % 64 != 0)
-        return PyErr_Format(PyExc_ValueError, "view: offset is %R; expected a multiple of 64", offset_object);
     if (!vgg_shape_bytes(&bytes, shape, ndim, vgg_dtype_size(dtype)) || !vgg_add_size(&end, (size_t)offset, bytes) ||
         end > vggpy_tensor_bytes(self))
         return PyErr_Format(PyExc_ValueError, "view: shape %R of %s at byte %R ends outside the tensor's %zu bytes",
                             shape_object, vgg_dtype_name(dtype), offset_object, vggpy_tensor_bytes(self));
     void *data = self->data ? (char *)self->data + offset : NULL;
     if ((uintptr_t)data % vgg_dtype_size(dtype) != 0)
-        return PyErr_Format(PyExc_ValueError, "view: byte %R of this imported memory is not aligned for %s", offset_object,
+        return PyErr_Format(PyExc_ValueError, "view: offset is %R; expected one that is aligned for %s", offset_object,
                             vgg_dtype_name(dtype));
     return (PyObject *)tensor_share(self, data, dtype, ndim, shape);
 }
