@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,57 +36,77 @@ EXAMPLES = """\
 """
 
 OPTIONS_FILE = "train.json"
-# What a resumed run may change: the rest is part of what it is.
-FREE = ("resume", "device", "threads", "json", "epochs", "iterations", "strict", "workers", "run", "command")
+LIMITS = ("epochs", "iterations")
+# What a resumed run may change beside them; the rest is part of what it is, and kept in OPTIONS_FILE.
+FREE = ("resume", "device", "threads", "json", "strict", "workers", "run", "command")
+
+NET = ("config", "input_size", "in_channels", "fc_width", "dropout", "init")  # arguments of VGG
+RECIPE = {  # options and the fields of Recipe that they set
+    "batch": "batch",
+    "micro_batch": "micro_batch",
+    "lr": "lr",
+    "momentum": "momentum",
+    "weight_decay": "weight_decay",
+    "epochs": "epochs",
+    "iterations": "iterations",
+    "patience": "plateau_patience",
+    "lr_drops": "lr_drops",
+    "scale": "scale",
+    "mirror": "mirror",
+    "rgb_shift": "rgb_shift",
+    "seed": "seed",
+}
+RECIPES = ("paper", "quickstart")
+PAPER_NET = {
+    "config": "D",
+    "input_size": 224,
+    "in_channels": 3,
+    "fc_width": 4096,
+    "dropout": 0.5,
+    "init": "paper",
+}
 
 
 def add_parser(commands: Any) -> None:
     parser = add_command(
-        commands, "train", run, "Train a net by the paper's recipe; its settings are the defaults.", EXAMPLES
+        commands, "train", run, "Train a net by the paper's recipe, or a variation of it.", EXAMPLES
     )
     data_option(parser)
     parser.add_argument(
         "--val",
         metavar="SHARE|DATA",
         help="what the learning rate watches: a share of the training images to hold out, or a folder "
-        "(default: val/ of the data folder if there is one, else 0.1); never the test images",
+        "(default: val/ of the data folder if there is one, else a share); never the test images",
     )
     parser.add_argument("--out", metavar="DIR", help="where model, checkpoints, history and curves go")
     parser.add_argument(
         "--resume", metavar="DIR", help="go on with the run in DIR, bit for bit; options are the run's"
     )
+    parser.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        help="net and settings where no option says otherwise; paper: D, 224 x 224, batch 256, lr 0.01, 74 "
+        "epochs (default: quickstart for sample and fashion-mnist, else paper)",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="stop at the first broken image (default: at 1 %% of them)"
+    )
+    parser.add_argument(
+        "--workers", type=positive, metavar="N", help="threads that read images (default: one a core)"
+    )
 
     net = parser.add_argument_group("net")
     net.add_argument(
-        "--config",
-        choices=("A", "A-LRN", "B", "C", "D", "E"),
-        default="D",
-        help="column of the paper's table 1 (default: D)",
+        "--config", choices=("A", "A-LRN", "B", "C", "D", "E"), help="column of the paper's table 1"
     )
-    net.add_argument(
-        "--input-size", type=positive, default=224, metavar="N", help="a multiple of 32 (default: 224)"
-    )
-    net.add_argument(
-        "--in-channels",
-        type=int,
-        choices=(1, 3),
-        help="1 gray, 3 RGB (default: 1 for sample and fashion-mnist, else 3)",
-    )
-    net.add_argument(
-        "--fc-width",
-        type=positive,
-        default=4096,
-        metavar="N",
-        help="of fc6 and fc7; fewer suit small data (default: 4096)",
-    )
-    net.add_argument(
-        "--dropout", type=number, default=0.5, metavar="P", help="after fc6 and fc7 (default: 0.5)"
-    )
+    net.add_argument("--input-size", type=positive, metavar="N", help="a multiple of 32")
+    net.add_argument("--in-channels", type=int, choices=(1, 3), help="1 gray, 3 RGB")
+    net.add_argument("--fc-width", type=positive, metavar="N", help="of fc6 and fc7; fewer suit small data")
+    net.add_argument("--dropout", type=number, metavar="P", help="after fc6 and fc7")
     net.add_argument(
         "--init",
         choices=("paper", "paper-variance", "xavier", "he"),
-        default="paper",
-        help="first weights; nets deeper than A need xavier, he or --init-from (default: paper)",
+        help="first weights; from the paper's, only A learns: deeper nets take xavier, or --init-from an A",
     )
     net.add_argument(
         "--init-from",
@@ -97,29 +118,23 @@ def add_parser(commands: Any) -> None:
     )
 
     recipe = parser.add_argument_group("recipe")
-    recipe.add_argument(
-        "--batch", type=positive, default=256, metavar="N", help="images an update (default: 256)"
-    )
+    recipe.add_argument("--batch", type=positive, metavar="N", help="images an update")
     recipe.add_argument(
         "--micro-batch",
         type=positive,
         metavar="N",
         help="images a pass: less memory, same update (default: what fits)",
     )
-    recipe.add_argument("--lr", type=number, default=1e-2, help="first learning rate (default: 0.01)")
-    recipe.add_argument("--momentum", type=number, default=0.9, help="(default: 0.9)")
-    recipe.add_argument("--weight-decay", type=number, default=5e-4, help="(default: 0.0005)")
-    recipe.add_argument("--epochs", type=positive, default=74, metavar="N", help="at most (default: 74)")
+    recipe.add_argument("--lr", type=number, help="first learning rate")
+    recipe.add_argument("--momentum", type=number)
+    recipe.add_argument("--weight-decay", type=number)
+    recipe.add_argument("--epochs", type=positive, metavar="N", help="at most")
     recipe.add_argument("--iterations", type=positive, metavar="N", help="updates, at most")
     recipe.add_argument(
-        "--patience",
-        type=positive,
-        default=3,
-        metavar="N",
-        help="epochs without improvement before the lr falls (default: 3)",
+        "--patience", type=positive, metavar="N", help="epochs without improvement until the lr falls"
     )
     recipe.add_argument(
-        "--lr-drops", type=int, default=3, metavar="N", help="times that the lr falls (default: 3)"
+        "--lr-drops", type=int, metavar="N", help="times that the lr falls; the next plateau is the end"
     )
     recipe.add_argument(
         "--scale",
@@ -127,18 +142,9 @@ def add_parser(commands: Any) -> None:
         metavar="S|LO,HI",
         help="shorter side of training images, or its range (default: 256 in proportion to the input size)",
     )
-    recipe.add_argument("--no-mirror", action="store_true", help="do not mirror half of the images")
+    recipe.add_argument("--mirror", action=argparse.BooleanOptionalAction, help="mirror half of the images")
     recipe.add_argument(
-        "--rgb-shift",
-        choices=("eigenvalue", "deviation", "none"),
-        default="eigenvalue",
-        help="(default: eigenvalue)",
-    )
-    recipe.add_argument(
-        "--workers", type=positive, metavar="N", help="threads that read images (default: one a core)"
-    )
-    recipe.add_argument(
-        "--strict", action="store_true", help="stop at the first broken image (default: at 1 %% of them)"
+        "--rgb-shift", choices=("eigenvalue", "deviation", "none"), help="random shift of the colour"
     )
 
 
@@ -159,34 +165,27 @@ def run(args: argparse.Namespace) -> int:
         args = _restore(args)
     elif args.data is None or args.out is None:
         raise UsageError("--data and --out are needed (or --resume DIR)")
+    from ..checkpoint import Checkpoints, write_text
+
     begin(args)
-    train_data = open_data(args.data, "train", channels=_channels(args))
-    val_data, holdout = _validation(args)
+    net, recipe = _settings(args)
+    train_data = open_data(args.data, "train", channels=net["in_channels"])
+    val_data, recipe = _validation(args, recipe, net["in_channels"])
     out = Path(args.out)
     if not resume:
-        if (out / OPTIONS_FILE).exists():
+        if Checkpoints(out).paths():
             raise UsageError(f"{out} holds a run already: go on with --resume {out}, or choose another --out")
         args.mean, args.covariance = _statistics(args, train_data)
-        out.mkdir(parents=True, exist_ok=True)
-    model = _model(args, train_data.classes)
-    recipe = _recipe(args, holdout)
+    model = _model(args, net, train_data.classes)
+    if recipe.rgb_shift is not None:
+        recipe = replace(recipe, rgb_covariance=args.covariance)
     if not resume:
-        from ..checkpoint import write_text
-
-        options = {
-            name: value
-            for name, value in vars(args).items()
-            if name not in FREE or name in ("epochs", "iterations")
-        }
+        out.mkdir(parents=True, exist_ok=True)
+        options = {name: value for name, value in vars(args).items() if name not in FREE}
         write_text(out / OPTIONS_FILE, json.dumps(options, indent=2) + "\n")
     history = _fit(args, model, train_data, val_data, recipe, resume)
     _finish(args, model, history, out)
     return 0
-
-
-def _channels(args: argparse.Namespace) -> int:
-    gray = args.data.partition(":")[0] in ("sample", "fashion-mnist")
-    return args.in_channels or (1 if gray else 3)
 
 
 def _restore(args: argparse.Namespace) -> argparse.Namespace:
@@ -197,30 +196,47 @@ def _restore(args: argparse.Namespace) -> argparse.Namespace:
             f"--resume {args.resume}: no {OPTIONS_FILE} in it; is it the --out of vggnet train?"
         )
     options = json.loads(path.read_text(encoding="utf-8"))
-    defaults = {"epochs": 74, "iterations": None}
-    free = {
-        name: value
-        for name, value in vars(args).items()
-        if name in FREE and not (name in defaults and value == defaults[name])
+    new = {name: vars(args)[name] for name in FREE} | {
+        n: v for n in LIMITS if (v := vars(args)[n]) is not None
     }
-    return argparse.Namespace(**options | free | {"out": args.resume})
+    return argparse.Namespace(**options | new | {"out": args.resume})
 
 
-def _validation(args: argparse.Namespace) -> tuple[Dataset | None, float]:
-    """Validation images, or the share of the training images to hold out."""
-    if args.val is None:
-        own = Path(args.data, "val")
-        return (open_data(args.data, "val", channels=_channels(args)), 0.0) if own.is_dir() else (None, 0.1)
+def _settings(args: argparse.Namespace) -> tuple[dict[str, Any], Recipe]:
+    """Arguments of the net, and the recipe: the named one, changed by the options."""
+    from .. import recipes
+    from ..train import Recipe
+
+    small = args.data.partition(":")[0] in ("sample", "fashion-mnist")
+    name = args.recipe or ("quickstart" if small else "paper")
+    net, recipe = recipes.quickstart() if name == "quickstart" else (PAPER_NET, Recipe())
+    net = net | {n: getattr(args, n) for n in NET if getattr(args, n) is not None}
+    changes = {field: getattr(args, n) for n, field in RECIPE.items() if getattr(args, n) is not None}
+    if changes.get("rgb_shift") == "none":
+        changes["rgb_shift"] = None
+    if "scale" not in changes and args.input_size is not None:
+        changes["scale"] = (args.input_size * 256 + 112) // 224
     try:
-        return None, fraction(args.val)
+        return net, replace(recipe, **changes)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _validation(args: argparse.Namespace, recipe: Recipe, channels: int) -> tuple[Dataset | None, Recipe]:
+    """Images for the learning rate to watch, or the recipe with the share of training images to hold out."""
+    if args.val is None:
+        own = Path(args.data, "val").is_dir()
+        return (open_data(args.data, "val", channels=channels) if own else None), recipe
+    try:
+        return None, replace(recipe, holdout=fraction(args.val))
     except ValueError:
-        return open_data(args.val, "val", channels=_channels(args)), 0.0
+        return open_data(args.val, "val", channels=channels), recipe
     except argparse.ArgumentTypeError as error:
         raise UsageError(f"--val {error}") from error
 
 
 def _statistics(args: argparse.Namespace, dataset: Dataset) -> tuple[list[float], Any]:
-    """Mean and covariance of the training images, in one pass; none when both are known or not needed."""
+    """Mean and covariance of the training images, in one pass; none when the mean is given."""
     if args.mean is not None:
         return args.mean, None  # fit computes the covariance if the recipe needs it
     from ..augment import pixel_statistics
@@ -238,23 +254,18 @@ def _statistics(args: argparse.Namespace, dataset: Dataset) -> tuple[list[float]
     return list(statistics.mean), statistics.covariance
 
 
-def _model(args: argparse.Namespace, classes: list[str]) -> vgg.VGG:
-    from ..train import start_from
-
+def _model(args: argparse.Namespace, net: dict[str, Any], classes: list[str]) -> vgg.VGG:
     model = vgg.VGG(
-        args.config,
+        **net,
         num_classes=len(classes),
-        input_size=args.input_size,
-        in_channels=_channels(args),
-        fc_width=args.fc_width,
-        dropout=args.dropout,
-        init=args.init,
-        seed=args.seed,
-        mean=args.mean,
         classes=classes,
+        mean=args.mean,
+        seed=args.seed or 0,
         device=args.device,
     )
     if args.init_from is not None and args.resume is None:
+        from ..train import start_from
+
         other = vgg.load(args.init_from)
         if other.config != model.config:
             start_from(model, other)
@@ -264,32 +275,6 @@ def _model(args: argparse.Namespace, classes: list[str]) -> vgg.VGG:
                 weights |= {name: p.numpy() for name, p in model.parameters.items() if name.startswith("fc8")}
             model.load_parameters(weights)
     return model
-
-
-def _recipe(args: argparse.Namespace, holdout: float) -> Recipe:
-    from ..train import Recipe
-
-    scale = args.scale or (args.input_size * 256 + 112) // 224
-    try:
-        return Recipe(
-            batch=args.batch,
-            micro_batch=args.micro_batch,
-            lr=args.lr,
-            momentum=args.momentum,
-            weight_decay=args.weight_decay,
-            lr_drops=args.lr_drops,
-            plateau_patience=args.patience,
-            epochs=args.epochs,
-            iterations=args.iterations,
-            scale=tuple(scale) if isinstance(scale, list | tuple) else scale,
-            mirror=not args.no_mirror,
-            rgb_shift=None if args.rgb_shift == "none" else args.rgb_shift,
-            rgb_covariance=None if args.rgb_shift == "none" else args.covariance,
-            holdout=holdout,
-            seed=args.seed,
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def _fit(

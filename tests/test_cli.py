@@ -1,0 +1,284 @@
+"""The command line, run as a process: exit status, output, messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vggnet as vgg
+
+COMMANDS = ("quickstart", "train", "evaluate", "predict", "info")
+NET = ("--config", "A", "--input-size", "32", "--fc-width", "16", "--init", "xavier", "--batch", "8")
+
+
+def vggnet(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vggnet", *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=300,
+    )
+
+
+def fine(*args: object, cwd: Path | None = None) -> str:
+    """The standard output of a command that must succeed."""
+    done = vggnet(*args, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Training and test images of two classes: bright and dark; a broken file stays outside."""
+    root = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for part, count in (("train", 20), ("test", 6)):
+        for name, level in (("bright", 200), ("dark", 50)):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = np.clip(random.normal(level, 20, (40, 36 + i, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{i}.png")
+    (root / "broken.jpg").write_text("not a picture")
+    return root
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "A.safetensors"
+    vgg.VGG("A", num_classes=2, input_size=32, fc_width=16, init="he", classes=["bright", "dark"]).save(path)
+    return path
+
+
+# ---- usage
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples_and_common_options(command):
+    text = fine(command, "--help")
+    for part in (f"vggnet {command}", "examples:", "--device", "--threads", "--seed", "--json"):
+        assert part in text
+
+
+def test_version_tells_the_build():
+    text = fine("--version")
+    assert vgg.__version__ in text
+    assert vgg.build_info()["isa"] in text
+    assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((), "COMMAND"),
+        (("conquer",), "invalid choice"),
+        (("train",), "--data and --out are needed"),
+        (("train", "--data", "sample", "--out", "x", "--batch", "0"), "--batch"),
+        (("train", "--data", "sample", "--out", "x", "--scale", "5,3"), "--scale"),
+        (("train", "--data", "sample", "--out", "x", "--val", "1.5"), "--val"),
+        (("evaluate", "x"), "--data"),
+        (("evaluate", "x", "--data", "sample", "--protocol", "dense,sparse"), "'sparse'"),
+        (("evaluate", "x", "--data", "sample", "--memory", "3X"), "--memory"),
+        (("predict", "x"), "IMAGE"),
+        (("quickstart", "--images", "3"), "at least 100"),
+    ],
+)
+def test_wrong_usage_is_2(args, message, tmp_path):
+    done = vggnet(*args, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("evaluate", "absent.safetensors", "--data", "sample"), "absent.safetensors"),
+        (("predict", "absent.safetensors", "a.jpg"), "absent.safetensors"),
+        (("evaluate", "MODEL", "--data", "nowhere"), "nowhere"),
+        (("evaluate", "MODEL", "--data", "FOLDER", "--part", "val"), "val"),
+        (("evaluate", "MODEL", "--data", "FOLDER", "--scales", "16"), "input size, 32"),
+        (("evaluate", "MODEL", "--data", "fashion-mnist:."), "train-images"),
+        (("info", "--device", "cuda"), "no CUDA device"),
+        (("train", "--resume", "."), "train.json"),
+        (("train", "--data", "FOLDER", "--out", "o", "--input-size", "33"), "multiple of 32"),
+    ],
+)
+def test_failures_are_1_with_one_line(args, message, model_file, folder, tmp_path):
+    words = {"MODEL": str(model_file), "FOLDER": str(folder)}
+    done = vggnet(*(words.get(arg, arg) for arg in args), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    lines = done.stderr.strip().splitlines()
+    assert lines[-1].startswith(f"vggnet {args[0]}: ")
+    assert message in lines[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_closed_pipe_is_quiet():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vggnet", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(timeout=60) == 141
+
+
+# ---- info, evaluate, predict
+
+
+def test_info():
+    facts = json.loads(fine("info", "--json"))
+    assert facts["version"] == vgg.__version__
+    assert facts["isa"] in facts["isa_available"]
+    assert "cuda" in fine("info")
+
+
+def test_info_on_a_model(model_file):
+    facts = json.loads(fine("info", model_file, "--json"))
+    assert facts["config"] == "A"
+    assert facts["classes"] == ["bright", "dark"]
+    assert facts["layers"][0] == "conv1_1"
+
+
+def test_evaluate_one_protocol_in_full(model_file, folder):
+    text = fine("evaluate", model_file, "--data", folder, "--scales", "32,40")
+    assert "A dense" in text
+    assert "Q = 32, 40" in text
+    assert "sum-pooled" in text
+    assert "12" in text
+
+
+def test_evaluate_several_as_json(model_file, folder, tmp_path):
+    saved = tmp_path / "posteriors.npz"
+    out = fine(
+        *("evaluate", model_file, model_file, "--data", folder, "--protocol", "center,dense"),
+        *("--scales", "40", "--json", "--posteriors", saved),
+    )
+    reports = json.loads(out)["reports"]
+    assert [r["name"] for r in reports] == [
+        *("A center", "A center", "A + A center"),
+        *("A dense", "A dense", "A + A dense"),
+    ]
+    assert reports[0]["top1"] == reports[2]["top1"]
+    assert reports[0]["count"] == 12
+    assert reports[0]["top5"] == 0
+    with np.load(saved) as arrays:
+        assert arrays["labels"].tolist() == [0] * 6 + [1] * 6
+        assert arrays["A + A dense"].shape == (12, 2)
+
+
+def test_predict(model_file, folder):
+    image = folder / "test" / "dark" / "0.png"
+    answer = json.loads(fine("predict", model_file, image, "--json", "--protocol", "center"))["images"][0]
+    assert answer["image"] == str(image)
+    assert {t["class"] for t in answer["top"]} == {"bright", "dark"}
+    assert sum(t["probability"] for t in answer["top"]) == pytest.approx(1, abs=1e-6)
+    expected = vgg.load(model_file).predict(image, protocol="center")[0]
+    assert [t["class"] for t in answer["top"]] == [name for name, _ in expected]
+    assert "%" in fine("predict", model_file, image, "--top", "1")
+
+
+def test_predict_names_a_broken_image_and_goes_on(model_file, folder):
+    done = vggnet("predict", model_file, folder / "broken.jpg", folder / "test" / "dark" / "0.png")
+    assert done.returncode == 1
+    assert "broken.jpg" in done.stderr
+    assert "0.png" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+# ---- train
+
+
+def test_train_evaluate_and_resume_bit_for_bit(folder, tmp_path):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    summary = json.loads(fine("train", "--data", folder, *NET, "--epochs", "2", "--out", straight, "--json"))
+    assert summary["last"]["epoch"] == 2
+    assert summary["stopped_by"] == "epochs"
+    for name in ("model.safetensors", "history.csv", "history.jsonl", "curves.png", "train.json"):
+        assert (straight / name).stat().st_size > 0
+    fine("train", "--data", folder, *NET, "--epochs", "1", "--out", stopped)
+    again = vggnet("train", "--data", folder, *NET, "--epochs", "1", "--out", stopped)
+    assert again.returncode == 2
+    assert "--resume" in again.stderr
+    fine("train", "--resume", stopped, "--epochs", "2")
+    assert (stopped / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
+    assert vgg.load(straight / "model.safetensors").classes == ["bright", "dark"]
+    deeper = fine(
+        *("train", "--data", folder, *NET, "--config", "B", "--epochs", "1", "--out", tmp_path / "B"),
+        *("--init-from", straight / "model.safetensors", "--scale", "32,48", "--val", "0.2"),
+    )
+    assert "vggnet evaluate" in deeper
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_ctrl_c_says_how_to_go_on(folder, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "vggnet",
+            "train",
+            "--data",
+            str(folder),
+            *NET,
+            "--epochs",
+            "1000",
+            "--out",
+            str(out),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if line.startswith("epoch 2"):
+            process.send_signal(signal.SIGINT)
+            break
+    _stdout, rest = process.communicate(timeout=120)
+    assert process.returncode == 130, "".join(seen) + rest
+    assert f"vggnet train --resume {out}" in rest
+    assert "Traceback" not in rest
+    fine("train", "--resume", out, "--epochs", "4")
+
+
+# ---- quickstart
+
+
+def test_quickstart_small(tmp_path):
+    result = json.loads(
+        fine("quickstart", "--epochs", "1", "--images", "150", "--out", "q", "--json", cwd=tmp_path)
+    )
+    assert [r["protocols"][0]["kind"] for r in result["reports"]] == [
+        "center",
+        "dense",
+        "multi-crop",
+        "combined",
+    ]
+    assert all(r["count"] == 30 for r in result["reports"])
+    out = tmp_path / "q"
+    for name in ("curves.png", "predictions.png"):
+        with Image.open(out / name) as picture:
+            assert picture.width > 600
+    images = sorted((out / "images").iterdir())
+    assert len(images) == 10
+    text = fine("predict", out / "model.safetensors", *images[:2])
+    assert images[0].name in text
+    text = fine(
+        "quickstart", "--epochs", "1", "--images", "100", "--out", "q", cwd=tmp_path
+    )  # again: replaced
+    assert "multi-crop" in text
+    assert "Next:" in text
