@@ -62,7 +62,9 @@ def test_crops_reach_every_position_and_half_are_mirrored():
     np.add.at(counts, tuple(crops.T), 1)
     expected = n / counts.size
     assert ((counts - expected) ** 2 / expected).sum() < 29 + 5 * np.sqrt(2 * 29)  # 29 degrees of freedom
-    straight = Augmentation(crop=32, scale=34, mirror=False, seed=1).crops(5, np.arange(n), np.tile([34, 36], (n, 1)))
+    straight = Augmentation(crop=32, scale=34, mirror=False, seed=1).crops(
+        5, np.arange(n), np.tile([34, 36], (n, 1))
+    )
     assert (straight[:, 2] == 0).all() and (straight[:, :2] == crops[:, :2]).all()
 
 

@@ -40,7 +40,9 @@ def test_round_trip_and_equal_contents_make_equal_files(tmp_path):
         np.testing.assert_array_equal(back[name], array)
     assert {**METADATA, "sha256": metadata["sha256"]} == metadata
     assert verify_tensors(first) == metadata
-    np.testing.assert_array_equal(load_file(first)["a"], original["a"])  # any reader of safetensors can read it
+    np.testing.assert_array_equal(
+        load_file(first)["a"], original["a"]
+    )  # any reader of safetensors can read it
 
 
 def test_permissions_are_those_of_a_plain_new_file_or_of_the_replaced_one(tmp_path):
@@ -76,7 +78,9 @@ def test_every_flipped_byte_and_every_cut_is_noticed(tmp_path):
             _, metadata = read_tensors(damaged)
         except vgg.WeightsError:
             continue
-        assert "format" not in metadata  # the flip hit the name of our metadata: it passes for another program's file
+        assert (
+            "format" not in metadata
+        )  # the flip hit the name of our metadata: it passes for another program's file
 
 
 @pytest.mark.parametrize(
@@ -212,7 +216,7 @@ from vggnet import checkpoint
 checkpoints = checkpoint.Checkpoints(sys.argv[1])
 weights = {"a": vgg.tensor(np.full(1000, 1.0, np.float32))}
 checkpoints.save(1, weights, weights, {"note": "1"})
-def kill(*_):
+def kill(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 def cut(arrays, path, metadata):
     open(path, "wb").write(b"half a file")
@@ -227,7 +231,9 @@ for iteration in (2, 3):
 
 @pytest.mark.parametrize("step", ["write", "flush", "rename", "prune"])
 def test_a_killed_process_leaves_an_intact_checkpoint(tmp_path, step):
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), step], capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), step], capture_output=True, check=False
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     checkpoints = Checkpoints(tmp_path)
     path, metadata = checkpoints.newest()
