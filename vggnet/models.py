@@ -130,11 +130,9 @@ class VGG:
             fc_width=fc_width,
         )
         shapes = parameter_shapes(self.layers)
-        tensors = {name: _C.empty(shape, device=device) for name, shape in shapes.items()}
-        if init is None:
-            for name, shape in shapes.items():
-                tensors[name].copy_(_C.zeros(shape, device=device))
-        else:
+        make = _C.zeros if init is None else _C.empty
+        tensors = {name: make(shape, device=device) for name, shape in shapes.items()}
+        if init is not None:
             initialise(tensors, init, seed)
         # Weights change in place only (sgd_, copy_, load), which bumps the version that cached transforms are keyed by.
         self.parameters: Mapping[str, _C.Tensor] = MappingProxyType(

@@ -395,7 +395,7 @@ class Run:
                 raise ValueError(f"backward: grads has no {missing[0]!r}; expected every parameter's name")
         backward = _Backward(self, given, steps, grads if weights else None, accumulate, ready)
         dx = backward.walk(input)
-        return backward.done, dx
+        return {name: backward.done[name] for name in self._model.parameters if name in backward.done}, dx
 
     def _check_gradients(self, gradients: Mapping[str, Any]) -> dict[str, _C.Tensor]:
         plan = self._plan
