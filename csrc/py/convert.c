@@ -144,7 +144,7 @@ PyObject *vggpy_tensor_numpy(struct tensor *tensor)
     bool share = device.backend->host && tensor->data;
     /* PyArray_New takes NULL data as "allocate". */
     PyObject *array = PyArray_New(&PyArray_Type, tensor->ndim, shape, vggpy_numpy_type(tensor->dtype), NULL,
-                                  share ? tensor->data : NULL, 0, NPY_ARRAY_CARRAY, NULL);
+                                  share ? tensor->data : NULL, 0, share ? NPY_ARRAY_CARRAY : 0, NULL);
     if (!array)
         return NULL;
     if (share) { /* SetBaseObject steals the reference, also when it fails */
