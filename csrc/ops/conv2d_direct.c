@@ -16,6 +16,7 @@
  * spans rows and images. The order of a sum is (kernel row, kernel column, channel) in either form and in any tile, so a
  * result depends neither on bands and groups nor on the batch. */
 #include "conv2d.h"
+#include "panels.h"
 #include "pool_window.h"
 
 #include <string.h>
@@ -138,10 +139,7 @@ static void pack_rotated(float *restrict panel, const float *restrict w, size_t 
 {
     size_t nr = p->gemm->nr, taps = p->ks * p->ks;
     for (size_t tap = 0; tap < taps; tap++)
-        for (size_t i = 0; i < p->ci; i++, panel += nr) {
-            memcpy(panel, w + (i * taps + taps - 1 - tap) * p->co, outs * sizeof *panel);
-            memset(panel + outs, 0, (nr - outs) * sizeof *panel);
-        }
+        vgg_to_panels(panel + tap * p->ci * nr, 0, w + (taps - 1 - tap) * p->co, taps * p->co, p->ci, outs, nr);
 }
 
 static void pack_task(void *argument, size_t panel, int thread)

@@ -12,6 +12,7 @@
  * task's. Where rows are short (small maps) or channels few (the first layer), x is expanded to the ks * ks * c floats of
  * each pixel's window instead, and the convolution is a 1x1 one with that many channels; dw's layout is the same. */
 #include "conv2d.h"
+#include "panels.h"
 
 #include <string.h>
 
@@ -97,40 +98,6 @@ struct call {
 
 /* ------------------------------------------------------------------------------------------------ staging */
 
-/* The widths of panels: the tiles of kernels.def. Copies and sums of a panel's row want them as constants. */
-#define EACH_WIDTH(X) X(4) X(6) X(8) X(14) X(16) X(32)
-
-/* Scatters pixels of `channels` floats to panels `width` wide: to[panel * panel_floats + pixel * width + j]; columns beyond
- * the last channel become 0. `width` is a constant wherever this is inlined, so that a copy is a vector or two. */
-static inline __attribute__((always_inline)) void scatter_width(float *restrict to, size_t panel_floats,
-                                                                const float *restrict from, size_t pixels, size_t channels,
-                                                                const size_t width)
-{
-    size_t full = channels / width, rest = channels % width;
-    for (size_t pixel = 0; pixel < pixels; pixel++, to += width, from += channels) {
-        for (size_t panel = 0; panel < full; panel++)
-            memcpy(to + panel * panel_floats, from + panel * width, width * sizeof *to);
-        if (rest != 0) {
-            float *last = to + full * panel_floats;
-            memcpy(last, from + full * width, rest * sizeof *to);
-            memset(last + rest, 0, (width - rest) * sizeof *to);
-        }
-    }
-}
-
-static void scatter(float *to, size_t panel_floats, const float *from, size_t pixels, size_t channels, size_t width)
-{
-    switch (width) {
-#define SCATTER(constant)                                                       \
-    case constant:                                                              \
-        scatter_width(to, panel_floats, from, pixels, channels, constant);      \
-        break;
-        EACH_WIDTH(SCATTER)
-    default:
-        scatter_width(to, panel_floats, from, pixels, channels, width);
-    }
-}
-
 /* The window of pixel (h, w) of image n, ks * ks * c floats, zeros outside the map. */
 static void window(float *restrict to, const struct plan *p, const float *restrict x, size_t n, size_t h, size_t w)
 {
@@ -159,7 +126,7 @@ static void stage_x(const struct call *call, size_t image, size_t row, float *sc
     if (p->flat && p->ks > 1) {
         for (size_t w = 0; w < p->w; w++, to += p->gemm->nr) {
             window(scratch, p, call->x, n, h, w);
-            scatter(to, p->x_panel, scratch, 1, p->columns, p->gemm->nr);
+            vgg_to_panels(to, p->x_panel, scratch, p->columns, 1, p->columns, p->gemm->nr);
         }
         return;
     }
@@ -170,7 +137,7 @@ static void stage_x(const struct call *call, size_t image, size_t row, float *sc
         memset(line + p->x_row - edge, 0, edge * sizeof *line);
     }
     if (h < p->h)
-        scatter(to + edge, p->x_panel, from, p->w, p->c, p->gemm->nr);
+        vgg_to_panels(to + edge, p->x_panel, from, p->c, p->w, p->c, p->gemm->nr);
 }
 
 static void stage_task(void *argument, size_t task, int thread)
@@ -184,7 +151,7 @@ static void stage_task(void *argument, size_t task, int thread)
         return;
     }
     vgg_conv2d_gradient_row(scratch, call->g, call->image + task / call->rows, call->row + task % call->rows);
-    scatter(call->g_panels + task * p->w * p->gemm->mr, p->g_panel, scratch, p->w, p->k, p->gemm->mr);
+    vgg_to_panels(call->g_panels + task * p->w * p->gemm->mr, p->g_panel, scratch, p->k, p->w, p->k, p->gemm->mr);
 }
 
 /* ------------------------------------------------------------------------------------------------ products */
@@ -247,7 +214,7 @@ static void sum_bias(const struct call *call, size_t panel)
     case constant:                                                              \
         sum_width(call->db_sums + k, g, pixels, count, constant);               \
         break;
-        EACH_WIDTH(SUM)
+        VGG_EACH_WIDTH(SUM)
     default:
         sum_width(call->db_sums + k, g, pixels, count, mr);
     }

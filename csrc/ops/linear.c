@@ -8,6 +8,7 @@
  *   weight gradient  a sum over the batch: both operands are small and packed
  *
  * Sums over inputs and outputs are blocked, always alike, so a row of a result does not depend on the batch. */
+#include "panels.h"
 #include "workspace.h"
 
 #include <string.h>
@@ -15,7 +16,8 @@
 enum {
     BLOCK = 1024,         /* of a sum: a panel of it stays in the L2 cache */
     ROW_BLOCK = 64,       /* outputs of a task of the forward pass, about */
-    COLUMN_PANELS = 16,   /* panels of inputs of a task of the gradients */
+    INPUT_PANELS = 64,    /* most panels of inputs of a task of the input gradient: 4 KiB of a row of w, a page */
+    WEIGHT_PANELS = 16,   /* of the weight gradient: they stay in the L2 cache */
     W_ROWS = 128,         /* rows of w that the input gradient copies at a time */
     SMALL_WORK = 1 << 20, /* multiply-adds that are not worth waking a thread for */
 };
@@ -89,6 +91,7 @@ enum vgg_status vgg_linear_backward_weight_check(struct vgg_linear *s, const str
 struct call {
     struct vgg_linear s;
     const struct vgg_gemm_kernel *gemm;
+    size_t group;                                   /* gradients: panels of inputs in a task */
     size_t shared_bytes, first_bytes, thread_bytes; /* first_bytes: of the first of two shared parts */
     float *result, *db;
     const float *x, *w, *b, *dy;
@@ -106,11 +109,14 @@ static enum vgg_status make_call(struct call *call, struct vgg_context *ctx, con
     *call = (struct call){ .s = *s, .gemm = gemm };
     size_t batch_panels = vgg_ceil_div(s->n, gemm->nr), second_bytes = 0;
     bool fits = true;
+    /* Eight tasks at least, but not of single panels: rows are read and written in runs. */
+    call->group = vgg_min_size(direction == VGG_BACKWARD_INPUT ? INPUT_PANELS : WEIGHT_PANELS,
+                               vgg_max_size(4, vgg_ceil_div(s->in, 8 * gemm->nr)));
     if (direction == VGG_FORWARD)
         fits = vgg_reserve(&call->first_bytes, batch_panels, s->in, gemm->nr) &&
                vgg_reserve(&call->thread_bytes, batch_panels, ROW_BLOCK + gemm->mr, gemm->nr);
     else if (direction == VGG_BACKWARD_INPUT)
-        fits = vgg_reserve(&call->thread_bytes, COLUMN_PANELS, W_ROWS, gemm->nr);
+        fits = vgg_reserve(&call->thread_bytes, call->group, W_ROWS, gemm->nr);
     else
         fits = vgg_reserve(&call->first_bytes, vgg_ceil_div(s->out, gemm->mr), s->n, gemm->mr) &&
                vgg_reserve(&second_bytes, vgg_ceil_div(s->in, gemm->nr), s->n, gemm->nr);
@@ -219,26 +225,20 @@ enum vgg_status vgg_cpu_linear(struct vgg_context *ctx, float *y, const float *x
 
 /* ------------------------------------------------------------------------------------------------ input gradient */
 
-/* Task: COLUMN_PANELS panels of inputs, all of the batch. panels[panel][o][j] of W_ROWS rows o of w at a time. */
+/* Task: a group of panels of inputs, all of the batch. panels[panel][o][j] of W_ROWS rows o of w at a time. */
 static void backward_input_task(void *argument, size_t task, int thread)
 {
     const struct call *call = argument;
     const struct vgg_linear *s = &call->s;
     const struct vgg_gemm_kernel *gemm = call->gemm;
-    size_t nr = gemm->nr, first = task * COLUMN_PANELS * nr, columns = vgg_min_size(COLUMN_PANELS * nr, s->in - first);
+    size_t nr = gemm->nr, first = task * call->group * nr, columns = vgg_min_size(call->group * nr, s->in - first);
     size_t panels = vgg_ceil_div(columns, nr), tiles = vgg_ceil_div(s->n, gemm->mr);
     float *packed = (float *)(void *)(call->scratch + (size_t)thread * call->thread_bytes);
     struct vgg_gemm_tile t = { .runs = 1, .a_row = s->out, .a_col = 1, .c_row = s->in };
     for (size_t o = 0; o < s->out; o += W_ROWS) {
         t.k = vgg_min_size(W_ROWS, s->out - o);
         t.beta = o != 0;
-        for (size_t row = 0; row < t.k; row++)
-            for (size_t panel = 0; panel < panels; panel++) {
-                size_t width = vgg_min_size(nr, columns - panel * nr);
-                float *to = packed + (panel * W_ROWS + row) * nr;
-                memcpy(to, call->w + (o + row) * s->in + first + panel * nr, width * sizeof *to);
-                memset(to + width, 0, (nr - width) * sizeof *to);
-            }
+        vgg_to_panels(packed, W_ROWS * nr, call->w + o * s->in + first, s->in, t.k, columns, nr);
         for (size_t panel = 0; panel < panels; panel++) {
             t.b = packed + panel * W_ROWS * nr;
             t.nr = vgg_min_size(nr, columns - panel * nr);
@@ -264,42 +264,31 @@ enum vgg_status vgg_cpu_linear_backward_input(struct vgg_context *ctx, float *dx
     call.w = w;
     if (s->n == 0)
         return VGG_OK;
-    vgg_parallel_for(threads, vgg_ceil_div(s->in, COLUMN_PANELS * call.gemm->nr), backward_input_task, &call);
+    vgg_parallel_for(threads, vgg_ceil_div(s->in, call.group * call.gemm->nr), backward_input_task, &call);
     return VGG_OK;
 }
 
 /* ------------------------------------------------------------------------------------------------ weight gradient */
 
-/* to[panel][n][j] = from[n][panel * width + j] for one n; 0 beyond the last column. */
-static void pack_row(float *restrict to, const float *restrict from, size_t n, size_t rows, size_t columns, size_t width)
-{
-    from += n * columns;
-    to += n * width;
-    for (size_t column = 0; column < columns; column += width, to += rows * width) {
-        size_t count = vgg_min_size(width, columns - column);
-        for (size_t j = 0; j < count; j++)
-            to[j] = from[column + j];
-        for (size_t j = count; j < width; j++)
-            to[j] = 0;
-    }
-}
-
+/* Task: a row of dy and of x, to first[panel][n][MR] and second[panel][n][NR]. */
 static void pack_batch_task(void *argument, size_t n, int thread)
 {
     (void)thread;
     const struct call *call = argument;
-    pack_row(call->first, call->dy, n, call->s.n, call->s.out, call->gemm->mr);
-    pack_row(call->second, call->x, n, call->s.n, call->s.in, call->gemm->nr);
+    const struct vgg_linear *s = &call->s;
+    size_t mr = call->gemm->mr, nr = call->gemm->nr;
+    vgg_to_panels(call->first + n * mr, s->n * mr, call->dy + n * s->out, s->out, 1, s->out, mr);
+    vgg_to_panels(call->second + n * nr, s->n * nr, call->x + n * s->in, s->in, 1, s->in, nr);
 }
 
-/* Task: COLUMN_PANELS panels of inputs, all outputs. dw is written in runs of a row. */
+/* Task: a group of panels of inputs, all outputs. dw is written in runs of a row. */
 static void backward_weight_task(void *argument, size_t task, int thread)
 {
     (void)thread;
     const struct call *call = argument;
     const struct vgg_linear *s = &call->s;
     const struct vgg_gemm_kernel *gemm = call->gemm;
-    size_t nr = gemm->nr, begin = task * COLUMN_PANELS, end = vgg_min_size(vgg_ceil_div(s->in, nr), begin + COLUMN_PANELS);
+    size_t nr = gemm->nr, begin = task * call->group, end = vgg_min_size(vgg_ceil_div(s->in, nr), begin + call->group);
     struct vgg_gemm_tile t = { .runs = 1,
                                .k = s->n,
                                .a_row = 1,
@@ -351,7 +340,7 @@ enum vgg_status vgg_cpu_linear_backward_weight(struct vgg_context *ctx, float *d
         memset(dw, 0, s->out * s->in * sizeof *dw);
     if (s->n != 0) {
         vgg_parallel_for(threads, s->n, pack_batch_task, &call);
-        vgg_parallel_for(threads, vgg_ceil_div(s->in, COLUMN_PANELS * call.gemm->nr), backward_weight_task, &call);
+        vgg_parallel_for(threads, vgg_ceil_div(s->in, call.group * call.gemm->nr), backward_weight_task, &call);
     }
     vgg_parallel_for(threads, vgg_ceil_div(s->out, BLOCK), bias_task, &call);
     return VGG_OK;
