@@ -1,0 +1,32 @@
+"""Style, types and stubs, by the tools that the extra `test` pins. The rules that no tool knows are in test_lint_c.py."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PYTHON_FILES = ["vggnet", "tests", "benchmarks", "tools", "setup.py"]
+C_FILES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in ("csrc", "tests/backend")
+    for path in (ROOT / folder).rglob("*")
+    if path.suffix in {".c", ".h", ".cu", ".cuh"}
+)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(["ruff", "check", *PYTHON_FILES], id="ruff"),
+        pytest.param(["ruff", "format", "--check", *PYTHON_FILES], id="format"),
+        pytest.param(["clang-format", "--dry-run", "-Werror", *C_FILES], id="clang-format"),
+        pytest.param(["mypy"], id="mypy"),
+        pytest.param(["stubtest", "vggnet._C"], id="stubtest"),
+    ],
+)
+def test_lint(command: list[str]) -> None:
+    tool = Path(sys.executable).with_name(command[0])  # of this environment, whatever PATH says
+    done = subprocess.run([tool, *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
