@@ -71,12 +71,13 @@ const char *vgg_isa_name(enum vgg_isa isa);
 enum vgg_isa vgg_isa_best(void); /* what CPUID and XGETBV allow */
 size_t vgg_l2_bytes(void);       /* of one core; a default where the system does not say */
 
-/* ------------------------------------------------------------------------------------------------ kernels (kernels/kernels.c) */
+/* ------------------------------------------------------------------------------------------------ kernels (kernels.c) */
 
 /* One call of the GEMM microkernel: a tile of C, mr rows (at most the kernel's) by nr columns (the kernel's, or fewer).
  *
  *   acc[i][j] = sum over run t < runs, p < k of a[t * a_run + i * a_row + p * a_col] * b[t * b_run + p * NR + j]
- *   c[i * c_row + j] = epilogue(acc[i][j] + (beta ? c[i * c_row + j] : 0) + (bias ? bias[j] : 0)),  epilogue = relu ? max(., 0) : .
+ *   c[i * c_row + j] = epilogue(acc[i][j] + (beta ? c[i * c_row + j] : 0) + (bias ? bias[j] : 0))
+ *   epilogue = relu ? max(., 0) : .
  *
  * B is packed in panels of NR columns, rows of a panel NR floats apart; all NR columns are readable (zero-padded), whatever
  * nr is. A is read in place through strides, so an image row, a weight matrix and a packed panel all serve as A. */

@@ -296,7 +296,7 @@ static PyObject *py_build_info(PyObject *module, PyObject *unused)
 }
 
 PyDoc_STRVAR(fma_peak_doc, "fma_peak(threads=1)\n--\n\n"
-                           "Measured peak of multiply-add of so many threads, in float32 operations a second (about 0.1 s).");
+                           "Measured peak of multiply-add of so many threads, in float32 operations a second.");
 
 static PyObject *py_fma_peak(PyObject *module, PyObject *args, PyObject *kwargs)
 {

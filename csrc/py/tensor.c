@@ -638,11 +638,21 @@ static PyObject *make(PyObject *module, PyObject *args, PyObject *kwargs, bool z
 
 PyDoc_STRVAR(empty_doc, "empty(shape, dtype='float32', device='cpu')\n--\n\n"
                         "A new tensor with undefined contents.\n\n"
+                        "Parameters\n----------\n"
+                        "shape : int or sequence of int\n"
+                        "dtype : str\n"
+                        "    \"float32\", \"int64\" or \"uint8\".\n"
+                        "device : str\n\n"
                         "Raises\n------\n"
                         "MemoryError\n"
                         "    If the device has not so much memory.");
 PyDoc_STRVAR(zeros_doc, "zeros(shape, dtype='float32', device='cpu')\n--\n\n"
                         "A new tensor filled with 0.\n\n"
+                        "Parameters\n----------\n"
+                        "shape : int or sequence of int\n"
+                        "dtype : str\n"
+                        "    \"float32\", \"int64\" or \"uint8\".\n"
+                        "device : str\n\n"
                         "Raises\n------\n"
                         "MemoryError\n"
                         "    If the device has not so much memory.");
