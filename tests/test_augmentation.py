@@ -48,7 +48,8 @@ def test_scales_cover_the_range_evenly_and_differ_by_epoch():
     images = np.arange(257 * 100)
     sides = augmentation.short_sides(0, images)
     counts = np.bincount(sides, minlength=513)[256:]
-    assert len(counts) == 257 and counts.sum() == len(images)
+    assert len(counts) == 257
+    assert counts.sum() == len(images)
     assert ((counts - 100) ** 2 / 100).sum() < 257 + 5 * np.sqrt(2 * 257)  # chi-squared, 5 deviations
     assert (sides != augmentation.short_sides(1, images)).mean() > 0.9
     assert (Augmentation(crop=224, scale=384).short_sides(0, images) == 384).all()
@@ -65,7 +66,8 @@ def test_crops_reach_every_position_and_half_are_mirrored():
     straight = Augmentation(crop=32, scale=34, mirror=False, seed=1).crops(
         5, np.arange(n), np.tile([34, 36], (n, 1))
     )
-    assert (straight[:, 2] == 0).all() and (straight[:, :2] == crops[:, :2]).all()
+    assert (straight[:, 2] == 0).all()
+    assert (straight[:, :2] == crops[:, :2]).all()
 
 
 def test_an_image_that_fits_the_crop_exactly_and_one_that_is_too_small():
@@ -80,7 +82,8 @@ def test_shifts_follow_krizhevsky(kind):
     augmentation = Augmentation(crop=224, scale=256, rgb_shift=kind, covariance=COVARIANCE, seed=2)
     n = 40_000
     shifts = augmentation.shifts(0, np.arange(n))
-    assert shifts.shape == (n, 3) and shifts.dtype == np.float32
+    assert shifts.shape == (n, 3)
+    assert shifts.dtype == np.float32
     values, vectors = np.linalg.eigh(COVARIANCE)
     lengths = values if kind == "eigenvalue" else np.sqrt(values)
     expected = 255**2 * 0.01 * vectors @ np.diag(lengths**2) @ vectors.T

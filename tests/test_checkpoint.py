@@ -36,7 +36,8 @@ def test_round_trip_and_equal_contents_make_equal_files(tmp_path):
     back, metadata = read_tensors(first)
     assert list(back) == sorted(original)
     for name, array in original.items():
-        assert back[name].dtype == array.dtype and back[name].shape == array.shape
+        assert back[name].dtype == array.dtype
+        assert back[name].shape == array.shape
         np.testing.assert_array_equal(back[name], array)
     assert {**METADATA, "sha256": metadata["sha256"]} == metadata
     assert verify_tensors(first) == metadata
@@ -101,9 +102,9 @@ def test_what_is_not_a_file_of_weights_is_named(tmp_path, content, message):
 
 
 def test_missing_files_and_directories_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such file: .*missing"):
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*missing"):
         read_tensors(tmp_path / "missing")
-    with pytest.raises(FileNotFoundError, match="no such directory: .*missing"):
+    with pytest.raises(FileNotFoundError, match=r"no such directory: .*missing"):
         write_tensors(tmp_path / "missing" / "x", arrays(), {})
 
 
@@ -184,8 +185,10 @@ def test_damaged_checkpoints_are_set_aside(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "vggnet"):
         path, metadata = checkpoints.newest()
     assert metadata["note"] == "1"
-    assert newest.name in caplog.text and second.name in caplog.text
-    assert checkpoints.paths() == [path] and newest.with_name(newest.name + ".damaged").exists()
+    assert newest.name in caplog.text
+    assert second.name in caplog.text
+    assert checkpoints.paths() == [path]
+    assert newest.with_name(newest.name + ".damaged").exists()
     path.write_bytes(b"")
     with pytest.raises(vgg.WeightsError, match="every checkpoint is damaged"):
         checkpoints.newest()
@@ -222,7 +225,8 @@ def cut(arrays, path, metadata):
     open(path, "wb").write(b"half a file")
     kill()
 module, name, call = {"write": (checkpoint, "save_file", cut), "flush": (checkpoint, "_sync", kill),
-                      "rename": (os, "replace", kill), "prune": (checkpoint.Path, "unlink", kill)}[sys.argv[2]]
+                      "rename": (os, "replace", kill),
+                      "prune": (checkpoint.Path, "unlink", kill)}[sys.argv[2]]
 setattr(module, name, call)
 for iteration in (2, 3):
     checkpoints.save(iteration, weights, weights, {"note": str(iteration)})
@@ -236,7 +240,7 @@ def test_a_killed_process_leaves_an_intact_checkpoint(tmp_path, step):
     )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     checkpoints = Checkpoints(tmp_path)
-    path, metadata = checkpoints.newest()
+    _path, metadata = checkpoints.newest()
     assert metadata["note"] == ("3" if step == "prune" else "1")
     checkpoints.save(4, tensors(4), tensors(4), {})  # and the next process clears up
     assert len(os.listdir(tmp_path)) == 2

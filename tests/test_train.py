@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import vggnet as vgg
-from vggnet import ops, train
+from vggnet import history, ops, train
 from vggnet.data import ArrayDataset, Subset, split
 from vggnet.rng import Rng, permutation, rows_of
 from vggnet.train import Callback, Recipe, fit
@@ -87,7 +87,8 @@ def straight():
     """A run of three epochs of four updates (28 images, the last batch is of 4) that nothing disturbs."""
     model = net()
     history = fit(model, patterns(36), recipe=SMALL, progress=False)
-    assert [row.iteration for row in history.rows] == [4, 8, 12] and history.stopped_by == "epochs"
+    assert [row.iteration for row in history.rows] == [4, 8, 12]
+    assert history.stopped_by == "epochs"
     return model, history
 
 
@@ -101,7 +102,8 @@ def test_the_defaults_are_the_papers():
     assert (recipe.lr_factor, recipe.lr_drops, recipe.epochs, recipe.iterations) == (0.1, 3, 74, 370_000)
     assert (recipe.scale, recipe.mirror, recipe.rgb_shift) == (256, True, "eigenvalue")
     assert Recipe.paper(384).lr == Recipe.paper((256, 512)).lr == 1e-3
-    assert Recipe.paper((256, 512)).validation_scale == 384 and Recipe.paper(384).validation_scale == 384
+    assert Recipe.paper((256, 512)).validation_scale == 384
+    assert Recipe.paper(384).validation_scale == 384
     assert Recipe.paper((256, 512), epochs=9).epochs == 9
     with pytest.raises(ValueError, match="scale is 320; the paper trained at 256, 384"):
         Recipe.paper(320)
@@ -110,11 +112,15 @@ def test_the_defaults_are_the_papers():
 @pytest.mark.parametrize(
     "change",
     [
-        {"batch": 0}, {"batch": 2.5}, {"batch": True}, {"micro_batch": 0}, {"lr": 0}, {"lr": math.nan}, {"lr": "0.1"},
+        {"batch": 0}, {"batch": 2.5}, {"batch": True}, {"micro_batch": 0},
+        {"lr": 0}, {"lr": math.nan}, {"lr": "0.1"},
         {"momentum": 1.0}, {"weight_decay": -1}, {"bias_weight_decay": -1}, {"bias_lr_multiplier": -1},
-        {"lr_factor": 0}, {"lr_factor": 2}, {"lr_drops": -1}, {"plateau_patience": 0}, {"plateau_threshold": -1},
-        {"epochs": 0}, {"iterations": 0}, {"scale": 0}, {"scale": (512, 256)}, {"scale": (1, 2, 3)}, {"scale": 2.0},
-        {"filter": "cubic"}, {"mirror": 1}, {"rgb_shift": "pca"}, {"rgb_covariance": ((1.0, 2.0), (3.0, 4.0))},
+        {"lr_factor": 0}, {"lr_factor": 2}, {"lr_drops": -1},
+        {"plateau_patience": 0}, {"plateau_threshold": -1},
+        {"epochs": 0}, {"iterations": 0}, {"scale": 0}, {"scale": (512, 256)}, {"scale": (1, 2, 3)},
+        {"scale": 2.0},
+        {"filter": "cubic"}, {"mirror": 1}, {"rgb_shift": "pca"},
+        {"rgb_covariance": ((1.0, 2.0), (3.0, 4.0))},
         {"holdout": 1.0}, {"stuck_iterations": 0}, {"seed": -1}, {"seed": 1 << 64},
     ],
     ids=str,
@@ -150,7 +156,7 @@ def square(n):
 
 
 def test_updates_are_caffes_rule_on_the_gradients_of_each_batch():
-    """Order, dropout keys, normalizer of the smaller last batch, lr and decay of biases: against a plain loop."""
+    """Order, dropout keys, normalizer of the smaller last batch, lr and decay of biases: a plain loop's."""
     data = square(10)
     recipe = Recipe(
         batch=4,
@@ -195,9 +201,8 @@ def test_micro_batches_make_the_update_of_the_whole_batch(micro_batch):
     for name, before in start.items():
         a, b = (model.parameters[name].numpy() - before for model in (whole, parts))
         norm = np.linalg.norm(a)
-        assert norm > 0 and np.linalg.norm(a - b) <= 1e-2 * norm, (
-            name
-        )  # a ReLU that flips at rounding moves 1e-3
+        assert norm > 0, name
+        assert np.linalg.norm(a - b) <= 1e-2 * norm, name  # a ReLU that flips at rounding moves 1e-3
 
 
 def test_the_result_does_not_depend_on_threads(straight, threads):
@@ -212,7 +217,9 @@ def test_the_micro_batch_follows_the_free_memory(monkeypatch):
     model = net()
     need = {n: model.memory_plan(n, training=True).total for n in (2, 4, 8)}
     for free, expected in ((None, 8), (need[8], 8), (need[8] - 1, 4), (need[4], 4), (need[4] - 1, 2), (0, 1)):
-        monkeypatch.setattr(train, "_free_memory", lambda free=free: None if free is None else math.ceil(free / 0.8))
+        monkeypatch.setattr(
+            train, "_free_memory", lambda free=free: None if free is None else math.ceil(free / 0.8)
+        )
         assert train._micro_batch(model, 8) == expected
     monkeypatch.undo()
     free = train._free_memory()
@@ -310,7 +317,8 @@ def test_ctrl_c_saves_and_the_run_goes_on_bit_for_bit(tmp_path, straight, capfd,
         fit(net(), data, recipe=SMALL, checkpoint=tmp_path, callbacks=[Signal(stop, signal.SIGINT)])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     said = capfd.readouterr().err
-    assert f"after iteration {stop}; saved " in said and "resume=True" in said
+    assert f"after iteration {stop}; saved " in said
+    assert "resume=True" in said
     model = net(seed=99)  # the weights come from the checkpoint
     history = fit(model, data, recipe=SMALL, checkpoint=tmp_path, resume=True, progress=False)
     assert_equal_weights(model, straight[0])
@@ -322,8 +330,9 @@ CHILD = """
 import signal, sys
 sys.path.insert(0, sys.argv[1])
 from test_train import SMALL, Signal, fit, net, patterns
-fit(net(), patterns(36), recipe=SMALL, checkpoint=sys.argv[2], callbacks=[Signal(int(sys.argv[3]), int(sys.argv[4]))],
-    checkpoint_every=int(sys.argv[5]), keep=3)
+stop, number, every = map(int, sys.argv[3:])
+fit(net(), patterns(36), recipe=SMALL, checkpoint=sys.argv[2], callbacks=[Signal(stop, number)], keep=3,
+    checkpoint_every=every)
 """
 
 
@@ -373,7 +382,8 @@ def test_limits_can_be_raised_and_the_row_of_a_cut_epoch_is_made_anew(tmp_path, 
         model = net()
         recipe = dataclasses.replace(SMALL, **limits)
         history = fit(model, data, recipe=recipe, checkpoint=tmp_path, resume=True, progress=False)
-        assert len(history) == rows and history.stopped_by == next(iter(limits))
+        assert len(history) == rows
+        assert history.stopped_by == next(iter(limits))
     assert_equal_weights(model, straight[0])
     same_rows(history, straight[1])
 
@@ -383,7 +393,8 @@ def test_a_finished_run_is_not_trained_further(tmp_path, straight):
         model = net()
         history = fit(model, patterns(36), recipe=SMALL, checkpoint=tmp_path, resume=True, progress=False)
         assert_equal_weights(model, straight[0])
-        assert len(history) == 3 and history.stopped_by == "epochs"
+        assert len(history) == 3
+        assert history.stopped_by == "epochs"
 
 
 def test_another_run_in_the_directory_is_never_mixed_in(tmp_path):
@@ -597,11 +608,9 @@ def test_history_is_written_and_drawn(tmp_path, straight):
     assert [float(row["val_top1"]) for row in table] == [row.val_top1 for row in history.rows]
     assert history.best.val_top1 == min(row.val_top1 for row in history.rows)
     for row in history.rows:
-        assert (
-            0 <= row.val_top5 <= row.val_top1 <= 100
-            and row.images_per_second > 0
-            and math.isfinite(row.val_loss)
-        )
+        assert 0 <= row.val_top5 <= row.val_top1 <= 100
+        assert row.images_per_second > 0
+        assert math.isfinite(row.val_loss)
     history.plot(tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -634,7 +643,7 @@ def test_progress(capfd, progress):
 
 
 def test_plain_lines_within_a_long_epoch(capfd, monkeypatch):
-    monkeypatch.setattr(train._Reporter, "EVERY", 0.0)
+    monkeypatch.setattr(history.Reporter, "EVERY", 0.0)
     fit(net(), patterns(16), recipe=dataclasses.replace(SMALL, epochs=1))
     assert "epoch 1/1, 8 of 12 images: loss " in capfd.readouterr().err
 

@@ -1,7 +1,7 @@
 """The random crop, mirror, scale and RGB shift of a training image (paper, section 3.1).
 
-Every draw is a function of (seed, epoch, index of the image) alone, so an image looks the same in an epoch whatever the
-batch it falls in, the number of threads, or whether the run was resumed.
+Every draw is a function of (seed, epoch, index of the image) alone, so an image looks the same in an epoch
+whatever the batch it falls in, the number of threads, or whether the run was resumed.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ def pixel_statistics(images: Iterable[npt.NDArray[np.uint8]]) -> PixelStatistics
 
     Notes
     -----
-    The sums of bytes and of their products are whole numbers: exact in float64 for one image (below 2**53), and added up as
-    Python integers over the images. So the order of the images does not matter, and no set is too large.
+    The sums of bytes and of their products are whole numbers: exact in float64 for one image (below 2**53),
+    and added up as Python integers over the images. So the order of the images does not matter, and no set is
+    too large.
     """
     pixels = 0
     total: npt.NDArray[np.object_] | None = None
@@ -96,15 +97,17 @@ class Augmentation:
     crop : int
         Side of the square crop, in pixels.
     scale : int or (int, int)
-        The smallest side S that images are rescaled to before the crop: fixed, or drawn per image and epoch from
-        [lowest, highest], both included (scale jittering).
+        The smallest side S that images are rescaled to before the crop: fixed, or drawn per image and epoch
+        from [lowest, highest], both included (scale jittering).
     mirror : bool
         Mirror half of the images.
     rgb_shift : "eigenvalue" | "deviation" | None
-        Add the vector P (a * l) to each pixel, a ~ N(0, 0.1^2) drawn once per image, P the eigenvectors and l the
-        eigenvalues of `covariance` ("eigenvalue", Krizhevsky et al. 2012) or their square roots ("deviation", MatConvNet).
+        Add the vector P (a * l) to each pixel, a ~ N(0, 0.1^2) drawn once per image, P the eigenvectors and l
+        the eigenvalues of `covariance` ("eigenvalue", Krizhevsky et al. 2012) or their square roots
+        ("deviation", MatConvNet).
     covariance : C tuples of C floats, or None
-        Of the channels over the training set, pixels on the 0..1 scale (see `pixel_statistics`); needed by `rgb_shift`.
+        Of the channels over the training set, pixels on the 0..1 scale (see `pixel_statistics`); needed by
+        `rgb_shift`.
     seed : int
     """
 
@@ -153,7 +156,7 @@ class Augmentation:
         return result
 
     def shifts(self, epoch: int, images: npt.NDArray[np.int64]) -> npt.NDArray[np.float32] | None:
-        """What is added to each channel of each image, (N, C) float32 on the 0..255 scale; None without `rgb_shift`."""
+        """What is added to each channel, (N, C) float32 on the 0..255 scale; None without `rgb_shift`."""
         if self.rgb_shift is None:
             return None
         values, vectors = np.linalg.eigh(np.asarray(self.covariance, dtype=np.float64))
@@ -164,7 +167,8 @@ class Augmentation:
         )  # the sign of an eigenvector is free: one choice for every LAPACK
         lengths = values if self.rgb_shift == "eigenvalue" else np.sqrt(values)
         a = SHIFT_DEVIATION * rng.normal(self.seed, rng.rows_of(epoch, images), Purpose.SHIFT, len(values))
-        return (255.0 * (a * lengths) @ vectors.T).astype(np.float32)
+        shifts: npt.NDArray[np.float64] = 255.0 * (a * lengths) @ vectors.T
+        return shifts.astype(np.float32)
 
     def batch(
         self,

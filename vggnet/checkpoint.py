@@ -1,7 +1,7 @@
-"""Weights on disk: safetensors files that are written whole or not at all, and the checkpoints of a training run.
+"""Weights on disk: safetensors files that are written whole or not at all, and the checkpoints of a run.
 
-Every file carries the SHA-256 of its contents (names, types, shapes, bytes and metadata), so a file that a full disk, a
-crash or a bad copy damaged is named, never loaded. Nothing is ever unpickled.
+Every file carries the SHA-256 of its contents (names, types, shapes, bytes and metadata), so a file that a
+full disk, a crash or a bad copy damaged is named, never loaded. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ._C import WeightsError
 
 log = logging.getLogger("vggnet")
 
-# The whole metadata of a file is one JSON text under this key: safetensors writes the keys of its metadata in an order that
-# changes from call to call, and equal contents should make equal files.
+# The whole metadata of a file is one JSON text under this key: safetensors writes the keys of its metadata in
+# an order that changes from call to call, and equal contents should make equal files.
 METADATA_KEY = "vggnet"
 CHECKSUM_KEY = "sha256"
 
@@ -38,16 +38,16 @@ def write_tensors(
 ) -> None:
     """Write named arrays and text to a safetensors file, atomically.
 
-    The file is written beside `path`, flushed to the disk and renamed over it, so `path` holds the old contents or the
-    new ones, whole, whatever happens in between. Equal contents make equal files.
+    The file is written beside `path`, flushed to the disk and renamed over it, so `path` holds the old
+    contents or the new ones, whole, whatever happens in between. Equal contents make equal files.
 
     Parameters
     ----------
     path : str or os.PathLike
         The file to make or replace; its directory must exist.
     arrays : mapping of str to ndarray
-        Written in the order of safetensors (by type, then name). C-contiguous arrays are hashed and written from where they
-        lie, without a copy.
+        Written in the order of safetensors (by type, then name). C-contiguous arrays are hashed and written
+        from where they lie, without a copy.
     metadata : mapping of str to str
         Kept with the arrays and covered by the checksum; "sha256" is added.
 
@@ -145,7 +145,7 @@ def _checksum(arrays: Iterable[tuple[str, Array]], metadata: Mapping[str, str]) 
     digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
     for name, array in arrays:
         digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8))  # a view: nothing is copied
+        digest.update(array.reshape(-1).view(np.uint8).data)  # nothing is copied
     return digest.hexdigest()
 
 
@@ -195,8 +195,9 @@ def _sync(path: str | os.PathLike[str]) -> None:
 class Checkpoints:
     """The checkpoints of one training run, in one directory.
 
-    A checkpoint is a safetensors file ``checkpoint-<iteration>.safetensors``: the parameters under their names, their
-    velocities under ``velocity/<name>``, and everything else a run needs to go on bit for bit as text in the metadata.
+    A checkpoint is a safetensors file ``checkpoint-<iteration>.safetensors``: the parameters under their
+    names, their velocities under ``velocity/<name>``, and everything else a run needs to go on bit for bit as
+    text in the metadata.
 
     Parameters
     ----------
@@ -245,7 +246,7 @@ class Checkpoints:
         return path
 
     def newest(self) -> tuple[Path, dict[str, str]] | None:
-        """The newest checkpoint whose contents match its checksum, and its metadata; None when there are no checkpoints.
+        """The newest checkpoint whose contents match its checksum, and its metadata; None when there is none.
 
         Damaged ones are renamed to ``*.damaged`` and logged.
 
@@ -274,7 +275,10 @@ _PATTERN = "checkpoint-*.safetensors"
 
 
 def verify_tensors(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Verify the checksum of a file, one array in memory at a time, and return the metadata. Raises as `read_tensors`."""
+    """Verify the checksum of a file, one array in memory at a time, and return the metadata.
+
+    Raises as `read_tensors` does.
+    """
     with _open(path) as (file, metadata):
         _verify(path, _arrays(path, file), metadata)
     return metadata

@@ -1,26 +1,23 @@
-"""Training by the paper's recipe (paper, section 3.1): `Recipe` says how, `fit` does it, `History` tells what happened.
+"""Training (paper, section 3.1): a `Recipe` says how, `fit` does it, a `History` tells what happened.
 
-A run is a function of the model's first weights, the data and the recipe: order, crops, mirrors, shifts and dropout are keyed
-by (seed, epoch, image), so a run that was interrupted, killed, or given other threads ends in the same weights, bit for bit.
+A run is a function of the model's first weights, the data and the recipe: order, crops, mirrors, shifts and
+dropout are keyed by (seed, epoch, image), so a run that was interrupted, killed, or given other threads ends
+in the same weights, bit for bit.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import dataclasses
-import io
 import json
 import logging
 import math
 import os
 import signal
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,263 +25,26 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _C, evaluate, ops, rng
-from .augment import Augmentation, RgbShift, pixel_statistics
-from .checkpoint import VELOCITY, Checkpoints, restore_tensors, write_text
+from .augment import Augmentation, pixel_statistics
+from .checkpoint import VELOCITY, Checkpoints, restore_tensors
 from .data import Loader, split
-from .preprocess import FILTERS, check_image, rescale
+from .history import History, Reporter, Row
+from .preprocess import check_image, rescale
+from .recipes import Recipe
 
 if TYPE_CHECKING:
     from .data import Dataset
     from .models import VGG
 
+__all__ = ["Callback", "History", "Recipe", "Row", "fit", "start_from"]
+
 log = logging.getLogger("vggnet")
 
 FORMAT = "vggnet-checkpoint-1"
 
-# Weights that a deeper net takes from a trained A: "the first four convolutional layers and the last three fully-connected
-# layers" (paper, section 3.1), by name.
+# Weights that a deeper net takes from a trained A: "the first four convolutional layers and the last three
+# fully-connected layers" (paper, section 3.1), by name.
 FROM_A = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8")
-
-
-# ---------------------------------------------------------------------------------------------------------- recipe
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train; the defaults are the paper's (section 3.1), and what the paper leaves open says so.
-
-    Attributes
-    ----------
-    batch : int
-        Images of one update.
-    micro_batch : int or None
-        Images of one forward and backward pass; their gradients are added up, so the update is that of the whole batch and
-        any batch fits any memory. None: the whole batch, or the half, quarter, ... of it that fits the free memory.
-    lr, momentum, weight_decay : float
-        Of Caffe's rule, v = momentum v + lr (g + weight_decay w), w -= v.
-    bias_weight_decay : float or None
-        For biases; None: as for weights. The paper is silent.
-    bias_lr_multiplier : float
-        The lr of biases over that of weights. The paper is silent.
-    lr_factor, lr_drops : float, int
-        The lr is multiplied by lr_factor when the held-out error stops improving; it fell 3 times. The next time, the run
-        stops.
-    plateau_patience : int
-        "Stops improving" means: this many epochs in a row without improvement (our inference; the paper did it by hand).
-    plateau_threshold : float
-        An improvement is a fall of the held-out top-1 error by more than this, in percentage points (our inference).
-    epochs, iterations : int or None
-        Stop after so many, whichever comes first.
-    scale : int or (int, int)
-        The smallest side S that training images are rescaled to; a pair is scale jittering: drawn per image from
-        [lowest, highest]. The crop is the model's input_size.
-    filter : "bilinear" | "bicubic" | "lanczos" | "box"
-        Pillow's resampling filter (the paper is silent).
-    mirror : bool
-        Mirror half of the images.
-    rgb_shift : "eigenvalue" | "deviation" | None
-        Krizhevsky's random RGB shift, by the eigenvalues of the covariance or by their square roots; see `Augmentation`.
-    rgb_covariance : C tuples of C floats, or None
-        Of the channels over the training set, pixels on the 0..1 scale. None: computed before the first epoch, in one pass
-        over the training images.
-    holdout : float
-        The share of the training set, class-balanced, that is held out for the learning rate to watch when `fit` is given
-        no val_data; 0: none, and the lr never drops. (The paper watched the validation set.) Test data decide nothing.
-    stuck_iterations : int
-        Warn when the loss has been within 1 % of ln(classes), which is guessing, for so many iterations.
-    seed : int
-        Of the order, the augmentation, dropout and the held-out part.
-
-    Raises
-    ------
-    ValueError
-        For a value out of its range; the message names the field.
-    """
-
-    batch: int = 256
-    micro_batch: int | None = None
-    lr: float = 1e-2
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    bias_weight_decay: float | None = None
-    bias_lr_multiplier: float = 1.0
-    lr_factor: float = 0.1
-    lr_drops: int = 3
-    plateau_patience: int = 3
-    plateau_threshold: float = 0.1
-    epochs: int | None = 74
-    iterations: int | None = 370_000
-    scale: int | tuple[int, int] = 256
-    filter: str = "bicubic"
-    mirror: bool = True
-    rgb_shift: RgbShift | None = "eigenvalue"
-    rgb_covariance: tuple[tuple[float, ...], ...] | None = None
-    holdout: float = 0.1
-    stuck_iterations: int = 500
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        def check(name: str, good: bool, expected: str) -> None:
-            if not good:
-                raise ValueError(f"Recipe: {name} is {getattr(self, name)!r}; expected {expected}")
-
-        def whole(name: str, least: int, *, none: bool = False) -> None:
-            value = getattr(self, name)
-            good = (value is None and none) or (type(value) is int and value >= least)
-            check(name, good, f"a whole number, at least {least}" + (", or None" if none else ""))
-
-        def number(name: str, good: Callable[[float], bool], expected: str, *, none: bool = False) -> None:
-            value = getattr(self, name)
-            real = isinstance(value, (int, float)) and not isinstance(value, bool)
-            check(name, (value is None and none) or (real and math.isfinite(value) and good(value)), expected)
-
-        if isinstance(self.scale, list):
-            object.__setattr__(self, "scale", tuple(self.scale))
-        if self.rgb_covariance is not None:
-            rows = tuple(tuple(float(v) for v in row) for row in self.rgb_covariance)
-            object.__setattr__(self, "rgb_covariance", rows)
-            square = all(len(row) == len(rows) for row in rows)
-            check(
-                "rgb_covariance", square and bool(np.allclose(rows, np.transpose(rows))), "a symmetric matrix"
-            )
-        whole("batch", 1)
-        whole("micro_batch", 1, none=True)
-        whole("lr_drops", 0)
-        whole("plateau_patience", 1)
-        whole("epochs", 1, none=True)
-        whole("iterations", 1, none=True)
-        whole("stuck_iterations", 2)
-        whole("seed", 0)
-        check("seed", self.seed < 1 << 64, "less than 2**64")
-        number("lr", lambda v: v > 0, "a number above 0")
-        number("momentum", lambda v: 0 <= v < 1, "0 <= momentum < 1")
-        number("weight_decay", lambda v: v >= 0, "a number, at least 0")
-        number("bias_weight_decay", lambda v: v >= 0, "a number, at least 0, or None", none=True)
-        number("bias_lr_multiplier", lambda v: v >= 0, "a number, at least 0")
-        number("lr_factor", lambda v: 0 < v <= 1, "0 < lr_factor <= 1")
-        number("plateau_threshold", lambda v: v >= 0, "a number of percentage points, at least 0")
-        number("holdout", lambda v: 0 <= v < 1, "a share of the training set, 0 <= holdout < 1")
-        sides = (self.scale, self.scale) if isinstance(self.scale, int) else self.scale
-        pair = isinstance(sides, tuple) and len(sides) == 2 and all(type(side) is int for side in sides)
-        check("scale", pair and 1 <= sides[0] <= sides[1], "a smallest side in pixels, or (lowest, highest)")
-        check("filter", self.filter in FILTERS, f"one of {', '.join(FILTERS)}")
-        check("mirror", isinstance(self.mirror, bool), "True or False")
-        check(
-            "rgb_shift",
-            self.rgb_shift in ("eigenvalue", "deviation", None),
-            '"eigenvalue", "deviation" or None',
-        )
-
-    @classmethod
-    def paper(cls, scale: int | tuple[int, int] = 256, **changes: Any) -> Recipe:
-        """The paper's settings for 224 x 224 crops (section 3.1), with changes if you like.
-
-        Parameters
-        ----------
-        scale : 256 | 384 | (256, 512)
-            256 from random weights, or from a trained A (`fit` with ``init_from``), with lr 1e-2. 384 goes on from the
-            weights of 256 with lr 1e-3. (256, 512), scale jittering, goes on from those of 384; its lr is not stated, 1e-3
-            is our inference.
-        **changes
-            Fields that differ.
-
-        Examples
-        --------
-        >>> Recipe.paper(scale=(256, 512)).lr
-        0.001
-        """
-        scale = tuple(scale) if isinstance(scale, list) else scale
-        if scale not in (256, 384, (256, 512)):
-            raise ValueError(
-                f"Recipe.paper: scale is {scale!r}; the paper trained at 256, 384 and (256, 512)"
-            )
-        return cls(**({"scale": scale, "lr": 1e-2 if scale == 256 else 1e-3} | changes))
-
-    @property
-    def validation_scale(self) -> int:
-        """The smallest side Q at which the held-out error is measured: S, or the middle of the range (section 4.1)."""
-        return self.scale if isinstance(self.scale, int) else (self.scale[0] + self.scale[1]) // 2
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON can hold them."""
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
-        """The inverse of `to_dict`; missing fields take their defaults.
-
-        Raises
-        ------
-        ValueError
-            For an unknown field or a value out of its range.
-        """
-        unknown = sorted(values.keys() - {f.name for f in dataclasses.fields(cls)})
-        if unknown:
-            raise ValueError(f"Recipe has no field {unknown[0]!r}")
-        return cls(**values)
-
-
-# --------------------------------------------------------------------------------------------------------- history
-
-
-@dataclass(frozen=True)
-class Row:
-    """One epoch. Errors in %; `val_*` are of the held-out images, one centre crop each, None without them."""
-
-    epoch: int  # epochs done
-    iteration: int  # updates done
-    lr: float  # of the epoch
-    train_loss: float  # mean over the epoch's images, as they were trained on: cropped, with dropout
-    train_error: float
-    val_loss: float | None
-    val_top1: float | None
-    val_top5: float | None
-    images_per_second: float
-    seconds: float  # of training, without the held-out images
-
-
-@dataclass
-class History:
-    """What happened in a run, epoch by epoch.
-
-    Attributes
-    ----------
-    rows : list of Row
-    stopped_by : "epochs" | "iterations" | "plateau" | None
-        What ended the run; None while it goes on.
-    """
-
-    rows: list[Row] = field(default_factory=list)
-    stopped_by: str | None = None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Row:
-        return self.rows[index]
-
-    @property
-    def best(self) -> Row | None:
-        """The row of the lowest held-out top-1 error, the first of equals."""
-        rows = [row for row in self.rows if row.val_top1 is not None]
-        return min(rows, key=lambda row: row.val_top1 or 0.0) if rows else None
-
-    def write(self, directory: str | os.PathLike[str]) -> None:
-        """Write history.csv and history.jsonl, each whole or not at all; earlier ones are replaced."""
-        table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(f.name for f in dataclasses.fields(Row))
-        writer.writerows(dataclasses.astuple(row) for row in self.rows)
-        write_text(Path(directory, "history.csv"), table.getvalue())
-        write_text(
-            Path(directory, "history.jsonl"), "".join(json.dumps(asdict(row)) + "\n" for row in self.rows)
-        )
-
-    def plot(self, path: str | os.PathLike[str] = "curves.png") -> None:
-        """Draw loss and error over the epochs into a PNG file; dotted lines mark where the lr fell."""
-        from . import picture
-
-        picture.history(path, self.rows)
 
 
 class Callback:
@@ -297,11 +57,8 @@ class Callback:
         """After each epoch, its held-out evaluation and its checkpoint."""
 
 
-# -------------------------------------------------------------------------------------------------------- training
-
-
 def start_from(model: VGG, trained: VGG) -> list[str]:
-    """Copy into a new net what the paper copied from a trained A: conv1_1, conv2_1, conv3_1, conv3_2, fc6, fc7 and fc8.
+    """Copy into a new net the layers that the paper took from a trained A (section 3.1): `FROM_A`.
 
     Parameters
     ----------
@@ -327,8 +84,8 @@ def start_from(model: VGG, trained: VGG) -> list[str]:
             copied.append(layer)
         elif layer != "fc8":
             raise ValueError(
-                f"start_from: {layer} has shape {ours}, that of the trained net {theirs}; expected nets of the same "
-                "input_size, in_channels and fc_width"
+                f"start_from: {layer} has shape {ours}, that of the trained net {theirs}; expected "
+                "nets of the same input_size, in_channels and fc_width"
             )
     for layer in copied:
         for name in (f"{layer}.weight", f"{layer}.bias"):
@@ -361,8 +118,8 @@ def fit(
     train_data : Dataset
         Images and labels; see `vggnet.data`. A model without class names takes the data's.
     val_data : Dataset, optional
-        What the learning rate watches. None: `recipe.holdout` of the training set is held out. Never give test data: an
-        error measured on data that decided about the training is too good.
+        What the learning rate watches. None: `recipe.holdout` of the training set is held out. Never give
+        test data: an error measured on data that decided about the training is too good.
     recipe : Recipe, optional
         Default: the paper's.
     init_from : VGG, optional
@@ -374,10 +131,12 @@ def fit(
     keep : int
         How many checkpoints to keep.
     resume : bool
-        Go on from the newest intact checkpoint in the directory, bit for bit; from the start when there is none.
+        Go on from the newest intact checkpoint in the directory, bit for bit; from the start when there is
+        none.
     callbacks : sequence of Callback
     progress : bool, optional
-        True: a progress bar; False: nothing; None: a bar on a terminal or in a notebook, plain lines elsewhere. On stderr.
+        True: a progress bar; False: nothing; None: a bar on a terminal or in a notebook, plain lines
+        elsewhere. On stderr.
     threads : int, optional
         Threads that read and rescale images ahead of the training; see `data.Loader`.
     strict : bool, optional
@@ -390,8 +149,9 @@ def fit(
     Raises
     ------
     ValueError
-        When model, data and recipe do not fit together; when the directory holds another run; when a resumed run differs
-        from the checkpoint's (the message names the field; `epochs`, `iterations` and `stuck_iterations` may change).
+        When model, data and recipe do not fit together; when the directory holds another run; when a resumed
+        run differs from the checkpoint's (the message names the field; `epochs`, `iterations` and
+        `stuck_iterations` may change).
     WeightsError
         When no checkpoint is intact.
     FloatingPointError
@@ -403,7 +163,8 @@ def fit(
 
     Notes
     -----
-    Velocities, gradients and the input are allocated once. The result does not depend on the number of threads.
+    Velocities, gradients and the input are allocated once. The result does not depend on the number of
+    threads.
     """
     recipe = Recipe() if recipe is None else recipe
     trainer = _Trainer(
@@ -415,7 +176,7 @@ def fit(
         raise ValueError("fit: resume=True needs checkpoint=, the directory of the run to go on with")
     if init_from is not None and trainer.state.iteration == 0:
         start_from(model, init_from)
-    return trainer.run(_Reporter(progress, recipe))
+    return trainer.run(Reporter(progress, recipe.epochs))
 
 
 @dataclass
@@ -491,8 +252,8 @@ class _Trainer:
             )
         if low > 3 * model.input_size:  # the paper's extreme is 512 / 224 = 2.3
             log.warning(
-                "recipe.scale is %s for crops of %d: a crop shows less than a ninth of an image; scale=%d is in the paper's "
-                "proportion",
+                "recipe.scale is %s for crops of %d: a crop shows less than a ninth of an image; scale=%d is "
+                "in the paper's proportion",
                 recipe.scale,
                 model.input_size,
                 round(model.input_size * 256 / 224),
@@ -517,8 +278,8 @@ class _Trainer:
         if not resume:
             if checkpoints.paths():
                 raise ValueError(
-                    f"fit: {checkpoints.directory} holds the checkpoints of a run; pass resume=True to go on with it, or "
-                    "another directory"
+                    f"fit: {checkpoints.directory} holds the checkpoints of a run; pass resume=True to go on "
+                    "with it, or another directory"
                 )
             return
         newest = checkpoints.newest()
@@ -550,8 +311,9 @@ class _Trainer:
             for name in sorted((saved.keys() | now.keys()) - free):
                 if saved.get(name) != now.get(name):
                     raise ValueError(
-                        f"fit: {where}{name} is {now.get(name)!r}, but the run in {path} has {saved.get(name)!r}; a run is "
-                        "resumed unchanged: use the same value, or another directory"
+                        f"fit: {where}{name} is {now.get(name)!r}, but the run in {path} has "
+                        f"{saved.get(name)!r}; a run is resumed unchanged: use the same value, or "
+                        "another directory"
                     )
 
     def _data_facts(self) -> dict[str, Any]:
@@ -583,7 +345,7 @@ class _Trainer:
 
     # ---- the run
 
-    def run(self, reporter: _Reporter) -> History:
+    def run(self, reporter: Reporter) -> History:
         self.reporter = reporter
         with _Interrupts() as interrupts, reporter:
             self.interrupts = interrupts
@@ -697,7 +459,7 @@ class _Trainer:
         pixels: list[npt.NDArray[np.uint8]],
         labels: npt.NDArray[np.int64],
     ) -> tuple[float, int]:
-        """Gradients of the batch into `self.grads`, the sum of those of its micro-batches; loss, and how many were wrong."""
+        """Gradients of the batch, the sum of its micro-batches', into `self.grads`; loss and errors."""
         model, epoch, count = self.model, self.state.epoch, len(images)
         total, wrong = 0.0, 0
         for start in range(0, count, self.micro):
@@ -724,21 +486,26 @@ class _Trainer:
             ("bias", self.lr * recipe.bias_lr_multiplier, decay),
         ):
             names = [name for name in parameters if name.endswith(kind)]
-            lists = (
-                [tensors[name] for name in names] for tensors in (parameters, self.grads, self.velocities)
-            )
-            ops.sgd_(*lists, lr, recipe.momentum, weight_decay)
+            p, g, v = ([t[name] for name in names] for t in (parameters, self.grads, self.velocities))
+            ops.sgd_(p, g, v, lr, recipe.momentum, weight_decay)
 
     def _after_update(self, loss: float, wrong: int, count: int) -> None:
-        iteration = self.state.iteration
-        self.reporter.update(self.state, self.lr, loss, wrong, count)
+        state = self.state
+        self.reporter.update(
+            count,
+            seen=state.seen,
+            loss=state.loss / state.seen,
+            error=100.0 * state.wrong / state.seen,
+            lr=self.lr,
+            speed=state.seen / max(state.seconds, 1e-9),
+        )
         if self.stuck.add(loss):
             self.reporter.warn(self._stuck_advice())
-        if self.checkpoint_every is not None and iteration % self.checkpoint_every == 0:
+        if self.checkpoint_every is not None and state.iteration % self.checkpoint_every == 0:
             with self.interrupts.held():
                 self._save()
         for callback in self.callbacks:
-            callback.on_iteration(self.model, iteration, loss, 100.0 * wrong / count)
+            callback.on_iteration(self.model, state.iteration, loss, 100.0 * wrong / count)
 
     def _evaluate(self) -> evaluate.Report | None:
         """One centre crop of each held-out image: fast, and enough to see a plateau."""
@@ -792,23 +559,25 @@ class _Trainer:
             )
         else:
             self.reporter.note(
-                f"{where}; saved {path}. To go on, bit for bit: the same call with resume=True (vggnet train: --resume)"
+                f"{where}; saved {path}. To go on, bit for bit: the same call with resume=True "
+                "(vggnet train: --resume)"
             )
 
     def _diverged(self, loss: float) -> str:
         state = self.state
         return (
-            f"the loss is {loss} at iteration {state.iteration + 1} (epoch {state.epoch + 1}, lr {self.lr:g}): training has "
-            f'diverged. Lower the lr (a tenth: {self.lr / 10:g}), check the mean and the labels, or use init="xavier" or "he"; '
-            "the weights are those of before this iteration"
+            f"the loss is {loss} at iteration {state.iteration + 1} (epoch {state.epoch + 1}, "
+            f"lr {self.lr:g}): training has diverged. Lower the lr (a tenth: {self.lr / 10:g}), check the mean "
+            'and the labels, or use init="xavier"; the weights are those of before this iteration'
         )
 
     def _stuck_advice(self) -> str:
         state, model = self.state, self.model
         advice = (
-            f"training is stuck: for {self.recipe.stuck_iterations} iterations, up to {state.iteration}, the loss has been "
-            f"ln({model.num_classes}) = {math.log(model.num_classes):.3f}, which is guessing. Deep nets do this from small random "
-            'weights: use init="xavier" or "he", or train an A first and pass it as init_from (paper, section 3.1). '
+            f"training is stuck: for {self.recipe.stuck_iterations} iterations, up to {state.iteration}, the "
+            f"loss has been ln({model.num_classes}) = {math.log(model.num_classes):.3f}, which is guessing. "
+            'Deep nets do this from small random weights: use init="xavier" or "he", or train an A first and pass '
+            "it as init_from (paper, section 3.1). "
             f"If it started to learn and fell back, lower the lr ({self.lr:g})"
         )
         dead = self._dead_layers()
@@ -817,7 +586,7 @@ class _Trainer:
         )
 
     def _dead_layers(self) -> list[str]:
-        """ReLU layers of which more than half of the channels are zero for the last images, with the share."""
+        """ReLU layers with most of their channels zero for all of the last images, with the share."""
         relus = [name for name in self.model.layer_names if name.startswith("relu")]
         maps = self.model.features(self.last, relus)
         dead = {
@@ -835,39 +604,40 @@ def _mean_loss(report: evaluate.Report) -> float | None:
 
 
 def _micro_batch(model: VGG, batch: int) -> int:
-    """The batch, or its half, quarter, ... (rounded up): the largest whose plan fits into four fifths of the free memory."""
+    """The batch, or its half, quarter, ...: the largest that fits into four fifths of the free memory."""
     free = _free_memory()
     micro = batch
-    if free is not None:
-        while micro > 1 and model.memory_plan(micro, training=True).total > 0.8 * free:
-            micro = -(-micro // 2)
+    if free is None:
+        return batch
+    while micro > 1 and model.memory_plan(micro, training=True).total > 0.8 * free:
+        micro = -(-micro // 2)
     if micro < batch:
-        log.info(
-            "batches of %d are computed in parts of %d to fit into %d MB of free memory",
-            batch,
-            micro,
-            free >> 20,
-        )
+        log.info("batches of %d go in parts of %d: %d MB of memory are free", batch, micro, free >> 20)
     return micro
 
 
 def _free_memory() -> int | None:
-    """Bytes that this process may still take: of the machine, and of its control group; None where it cannot be known."""
+    """Bytes that may still be taken, of the machine and of the control group; None where that is unknown."""
+
+    def table(path: str) -> dict[str, int]:
+        lines = Path(path).read_text(encoding="ascii").splitlines()
+        return {line.split()[0].rstrip(":"): int(line.split()[1]) for line in lines}
+
     free = []
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        with open("/proc/meminfo", encoding="ascii") as file:
-            free.append(next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable")))
-    with contextlib.suppress(OSError, ValueError):  # "max" when there is no limit
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        free.append(table("/proc/meminfo")["MemAvailable"] << 10)
+    with contextlib.suppress(OSError, ValueError, LookupError):  # "max" when there is no limit
+        group = Path("/sys/fs/cgroup")
         limit, used = (
-            int(Path("/sys/fs/cgroup", name).read_text(encoding="ascii"))
-            for name in ("memory.max", "memory.current")
+            int((group / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current")
         )
-        free.append(limit - used)
+        cached = table(f"{group}/memory.stat")["inactive_file"]  # given back when it is needed
+        free.append(limit - used + cached)
     return min(free, default=None)
 
 
 class _Stuck:
-    """Watches for a loss that stays at ln(classes): in both halves of the last `iterations`, the mean is within 1 %."""
+    """Watches for a loss that stays at ln(classes): the means of both halves of `iterations` within 1 %."""
 
     def __init__(self, classes: int, iterations: int) -> None:
         self.level = math.log(classes)
@@ -886,9 +656,10 @@ class _Stuck:
 
 
 class _Interrupts:
-    """Ctrl-C, while training: at once, between layers, except inside `held()`, where it waits for the end of the block.
+    """Ctrl-C, while training: at once, between layers, except inside `held()`, where it waits for its end.
 
-    An update of the weights and its counters must be one: a checkpoint written between them could not go on bit for bit.
+    An update of the weights and its counters must be one: a checkpoint written between them could not go on
+    bit for bit.
     """
 
     def __init__(self) -> None:
@@ -922,84 +693,3 @@ class _Interrupts:
         if self.pending and not self.depth:
             self.pending = False
             raise KeyboardInterrupt
-
-
-class _Reporter:
-    """What the user sees while training: a bar on a terminal, plain lines elsewhere, or nothing. On stderr."""
-
-    EVERY = 30.0  # seconds between plain lines within an epoch
-
-    def __init__(self, progress: bool | None, recipe: Recipe) -> None:
-        terminal = sys.stderr.isatty() or "ipykernel" in sys.modules
-        self.bar_wanted = terminal if progress is None else progress
-        self.silent = progress is False
-        self.epochs = recipe.epochs
-        self.bar: Any = None
-        self.last = 0.0
-
-    def __enter__(self) -> _Reporter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def note(self, message: str) -> None:
-        """One line of text."""
-        if self.bar is not None:
-            self.bar.write(message, file=sys.stderr)
-        elif not self.silent:
-            print(message, file=sys.stderr, flush=True)
-
-    def warn(self, message: str) -> None:
-        """A warning: to the log, and to the user where nothing shows the log."""
-        log.warning(message)
-        if all(
-            isinstance(handler, logging.NullHandler) for handler in (*log.handlers, *logging.root.handlers)
-        ):
-            self.note(f"warning: {message}")
-
-    def _epoch_name(self, epoch: int) -> str:
-        return f"epoch {epoch}" if self.epochs is None else f"epoch {epoch}/{self.epochs}"
-
-    def start(self, epoch: int, done: int, total: int) -> None:
-        self.name = self._epoch_name(epoch + 1)
-        self.last = time.monotonic()
-        self.total = total
-        if self.bar_wanted:
-            from tqdm.auto import tqdm
-
-            self.bar = tqdm(
-                total=total,
-                initial=done,
-                desc=self.name,
-                unit=" images",
-                leave=False,
-                file=sys.stderr,
-                dynamic_ncols=True,
-            )
-
-    def update(self, state: _State, lr: float, loss: float, wrong: int, count: int) -> None:
-        if self.bar is not None:
-            error = 100.0 * state.wrong / state.seen
-            self.bar.set_postfix_str(f"loss {loss:.3f}, error {error:.1f} %, lr {lr:g}", refresh=False)
-            self.bar.update(count)
-        elif not self.silent and time.monotonic() - self.last > self.EVERY:
-            self.last = time.monotonic()
-            self.note(
-                f"{self.name}, {state.seen} of {self.total} images: loss {state.loss / state.seen:.3f}, "
-                f"error {100.0 * state.wrong / state.seen:.1f} %, {state.seen / state.seconds:.0f} images/s"
-            )
-
-    def epoch(self, row: Row) -> None:
-        held_out = (
-            "" if row.val_top1 is None else f", held out {row.val_top1:.2f} % (top-5 {row.val_top5:.2f} %)"
-        )
-        self.note(
-            f"{self._epoch_name(row.epoch)}: lr {row.lr:g}, loss {row.train_loss:.4f}, error {row.train_error:.2f} %{held_out}, "
-            f"{row.images_per_second:.0f} images/s, {row.seconds:.1f} s"
-        )
-
-    def stop(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
