@@ -129,7 +129,7 @@ class Reporter:
         self.last = time.monotonic()
         self.total = total
         if self.bar_wanted:
-            from tqdm.auto import tqdm  # type: ignore[import-untyped]
+            from tqdm.auto import tqdm
 
             self.bar = tqdm(
                 total=total,

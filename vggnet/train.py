@@ -567,8 +567,8 @@ class _Trainer:
         state = self.state
         return (
             f"the loss is {loss} at iteration {state.iteration + 1} (epoch {state.epoch + 1}, "
-            f"lr {self.lr:g}): training has diverged. Lower the lr (a tenth: {self.lr / 10:g}), check the mean "
-            'and the labels, or use init="xavier"; the weights are those of before this iteration'
+            f"lr {self.lr:g}): training has diverged. Lower the lr (a tenth: {self.lr / 10:g}), check the "
+            'mean and the labels, or use init="xavier"; the weights are those of before this iteration'
         )
 
     def _stuck_advice(self) -> str:
@@ -576,8 +576,8 @@ class _Trainer:
         advice = (
             f"training is stuck: for {self.recipe.stuck_iterations} iterations, up to {state.iteration}, the "
             f"loss has been ln({model.num_classes}) = {math.log(model.num_classes):.3f}, which is guessing. "
-            'Deep nets do this from small random weights: use init="xavier" or "he", or train an A first and pass '
-            "it as init_from (paper, section 3.1). "
+            'Deep nets do this from small random weights: use init="xavier" or "he", or train an A first and '
+            "pass it as init_from (paper, section 3.1). "
             f"If it started to learn and fell back, lower the lr ({self.lr:g})"
         )
         dead = self._dead_layers()
