@@ -91,10 +91,11 @@ static enum vgg_status check_gradient(const char *op, struct vgg_conv2d *s, cons
         s->pool = VGG_POOL_CEIL;
         return VGG_OK;
     }
-    char text[80];
-    return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: dy has shape %s; expected %s %zu x %zu because %s is %zu x %zu", op,
-                    vgg_shape_text(text, sizeof text, dy->shape, dy->ndim), index == NULL ? "maps of" : "maps of half of",
-                    s->h, s->w, input, s->h, s->w);
+    char got[72], from[72];
+    const size_t shape[] = { s->n, s->h, s->w, s->c };
+    return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: dy has shape %s; expected maps of %s%zu x %zu because %s %s", op,
+                    vgg_shape_text(got, sizeof got, dy->shape, dy->ndim), index == NULL ? "" : "half of ", s->h, s->w, input,
+                    vgg_shape_text(from, sizeof from, shape, 4));
 }
 
 enum vgg_status vgg_conv2d_backward_input_check(struct vgg_conv2d *s, const struct vgg_array *dy, const struct vgg_array *w,
@@ -126,7 +127,7 @@ enum vgg_status vgg_conv2d_backward_input_check(struct vgg_conv2d *s, const stru
                         "%s: input_shape is %s; expected (%zu, H, W, %zu) because of dy's batch and w's channels", op,
                         vgg_shape_text(got, sizeof got, input_shape, 4), s->n, s->c);
     }
-    return check_gradient(op, s, dy, y, index, "the input", error);
+    return check_gradient(op, s, dy, y, index, "input_shape is", error);
 }
 
 enum vgg_status vgg_conv2d_backward_weight_check(struct vgg_conv2d *s, const struct vgg_array *dy, const struct vgg_array *x,
@@ -146,7 +147,7 @@ enum vgg_status vgg_conv2d_backward_weight_check(struct vgg_conv2d *s, const str
     s->w = x->shape[2];
     s->c = x->shape[3];
     s->k = dy->shape[3];
-    return check_gradient(op, s, dy, y, index, "x", error);
+    return check_gradient(op, s, dy, y, index, "x has shape", error);
 }
 
 /* ------------------------------------------------------------------------------------------------ the gradient of z */

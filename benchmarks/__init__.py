@@ -1,0 +1,1 @@
+"""Benchmarks: ``python -m benchmarks NAME [options]``; see README.md in this folder."""
