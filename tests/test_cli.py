@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import vggnet as vgg
 from PIL import Image
 
-import vggnet as vgg
+# Processes run the package that the tests run, not whatever the working directory holds.
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(vgg.__file__).resolve().parents[1]), "PYTHONSAFEPATH": "1"}
 
 COMMANDS = ("quickstart", "train", "evaluate", "predict", "info")
 NET = ("--config", "A", "--input-size", "32", "--fc-width", "16", "--init", "xavier", "--batch", "8")
@@ -25,6 +27,7 @@ def vggnet(*args: object, cwd: Path | None = None) -> subprocess.CompletedProces
         capture_output=True,
         text=True,
         cwd=cwd,
+        env=ENVIRONMENT,
         timeout=300,
     )
 
@@ -125,7 +128,11 @@ def test_failures_are_1_with_one_line(args, message, model_file, folder, tmp_pat
 
 def test_a_closed_pipe_is_quiet():
     process = subprocess.Popen(
-        [sys.executable, "-m", "vggnet", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "vggnet", "info"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
     )
     process.stdout.close()
     assert process.stderr.read() == ""
@@ -240,6 +247,7 @@ def test_ctrl_c_says_how_to_go_on(folder, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=ENVIRONMENT,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     seen = []

@@ -6,7 +6,6 @@ import argparse
 import json
 import math
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,7 +170,6 @@ class Progress:
         self.what = what
         self.bar: Any = None
         self.next_line = 0.1
-        self.start = time.perf_counter()
 
     def __call__(self, done: int, total: int) -> None:
         if sys.stderr.isatty():
@@ -183,8 +181,7 @@ class Progress:
                 )
             self.bar.update(done - self.bar.n)
         elif done >= self.next_line * total:
-            rate = done / max(time.perf_counter() - self.start, 1e-9)
-            print(f"{self.what}: {done}/{total} images, {rate:.1f} images/s", file=sys.stderr, flush=True)
+            print(f"{self.what}: {done} of {total} images", file=sys.stderr, flush=True)
             self.next_line = math.floor(10 * done / total + 1) / 10
 
     def __enter__(self) -> Progress:

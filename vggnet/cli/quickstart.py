@@ -72,8 +72,5 @@ def run(args: argparse.Namespace) -> int:
     print("\nNext:")
     print(f"  vggnet predict {model} {Path(args.out, 'images')}/*.png")
     print(f"  vggnet evaluate {model} --data sample --protocol dense --scales 32,40")
-    print(
-        "  vggnet train --data YOUR_IMAGES --config A --init he --out runs/mine    (a folder for each class)"
-    )
-    print("  vggnet train --help")
+    print("  vggnet train --data FOLDER --config A --out runs/mine    (with a subfolder for each class)")
     return 0

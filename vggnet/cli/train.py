@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from ..train import History, Recipe
 
 EXAMPLES = """\
-  vggnet train --data sample --config A --input-size 32 --fc-width 512 --init he --batch 32 --out runs/sample
+  vggnet train --data sample --out runs/sample
   vggnet train --data flowers --config A --out runs/A
+  vggnet train --data flowers --config D --init xavier --batch 64 --lr 0.005 --out runs/xavier
   vggnet train --data flowers --config D --init-from runs/A/model.safetensors --out runs/D
   vggnet train --resume runs/D
 """
