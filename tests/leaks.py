@@ -27,6 +27,14 @@ class Legacy:
         return t.__dlpack__()
 
 
+def error(call):
+    try:
+        call()
+    except Exception:
+        return
+    raise SystemExit(f"did not raise: {call}")
+
+
 calls = {
     "tensor": lambda: vgg.tensor([[1, 2.0], [3, 4]]),
     "from_dlpack": lambda: (vgg.from_dlpack(x), vgg.from_dlpack(t), vgg.from_dlpack(Legacy())),
@@ -74,7 +82,7 @@ calls = {
     "reset_peak_memory": _C.reset_peak_memory,
     "cpu_backend_capsule": _C.cpu_backend_capsule,
     "fma_peak": lambda: None,
-    "register_backend": lambda: None,
+    "register_backend": lambda: error(lambda: _C.register_backend(_C.cpu_backend_capsule())),
     "_select_isa": lambda: _C._select_isa(""),
     "_fail_allocation": lambda: _C._fail_allocation(0),
     "Tensor": lambda: (
@@ -106,14 +114,6 @@ calls = {
     ),
     "Storage": lambda: (t.storage.nbytes, t.storage.device, t.storage.version, repr(t.storage)),
 }
-
-
-def error(call):
-    try:
-        call()
-    except Exception:
-        return
-    raise SystemExit(f"did not raise: {call}")
 
 
 bad = vgg.zeros(3)

@@ -6,14 +6,10 @@
 int vggpy_numpy_type(enum vgg_dtype dtype)
 {
     switch (dtype) {
-    case VGG_FLOAT32:
-        return NPY_FLOAT32;
-    case VGG_INT64:
-        return NPY_INT64;
-    case VGG_UINT8:
-        return NPY_UINT8;
-    case VGG_DTYPE_COUNT:
-        break;
+    case VGG_FLOAT32: return NPY_FLOAT32;
+    case VGG_INT64: return NPY_INT64;
+    case VGG_UINT8: return NPY_UINT8;
+    case VGG_DTYPE_COUNT: break;
     }
     return NPY_NOTYPE;
 }
@@ -30,14 +26,9 @@ struct vgg_array vggpy_numpy_array(PyArrayObject *array)
 {
     struct vgg_array a = {.data = PyArray_DATA(array), .ndim = PyArray_NDIM(array)};
     switch (PyArray_DESCR(array)->kind) {
-    case 'f':
-        a.dtype = VGG_FLOAT32;
-        break;
-    case 'i':
-        a.dtype = VGG_INT64;
-        break;
-    default:
-        a.dtype = VGG_UINT8;
+    case 'f': a.dtype = VGG_FLOAT32; break;
+    case 'i': a.dtype = VGG_INT64; break;
+    default: a.dtype = VGG_UINT8;
     }
     for (int i = 0; i < a.ndim; i++)
         a.shape[i] = (size_t)PyArray_DIM(array, i);
@@ -65,16 +56,11 @@ static PyArrayObject *any_array(PyObject *object)
 static enum vgg_dtype natural_dtype(PyArrayObject *array)
 {
     switch (PyArray_DESCR(array)->kind) {
-    case 'f':
-        return VGG_FLOAT32;
-    case 'b':
-        return VGG_UINT8;
-    case 'i':
-        return VGG_INT64;
-    case 'u':
-        return PyArray_ITEMSIZE(array) == 1 ? VGG_UINT8 : VGG_INT64;
-    default:
-        return VGG_DTYPE_COUNT;
+    case 'f': return VGG_FLOAT32;
+    case 'b': return VGG_UINT8;
+    case 'i': return VGG_INT64;
+    case 'u': return PyArray_ITEMSIZE(array) == 1 ? VGG_UINT8 : VGG_INT64;
+    default: return VGG_DTYPE_COUNT;
     }
 }
 

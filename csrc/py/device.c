@@ -106,15 +106,9 @@ bool vggpy_transfer(const struct vgg_state *state, struct device device, enum tr
     enum vgg_status status = VGG_OK;
     PyThreadState *thread = PyEval_SaveThread();
     switch (kind) {
-    case UPLOAD:
-        status = device.backend->upload(&context, to, from, bytes);
-        break;
-    case DOWNLOAD:
-        status = device.backend->download(&context, to, from, bytes);
-        break;
-    case COPY:
-        status = device.backend->copy(&context, to, from, bytes);
-        break;
+    case UPLOAD: status = device.backend->upload(&context, to, from, bytes); break;
+    case DOWNLOAD: status = device.backend->download(&context, to, from, bytes); break;
+    case COPY: status = device.backend->copy(&context, to, from, bytes); break;
     }
     PyEval_RestoreThread(thread);
     return status == VGG_OK ? true : vggpy_raise(state, &error);
@@ -181,10 +175,17 @@ static PyObject *py_register_backend(PyObject *module, PyObject *capsule)
         PyErr_SetString(PyExc_TypeError, "register_backend: expected a PyCapsule named \"vggnet.backend\"");
         return NULL;
     }
-    /* The list goes first: a table in use whose owner is gone would be worse than a capsule kept for nothing. */
-    if (PyList_Append(state->capsules, capsule) < 0 ||
-        !vggpy_register_backend(state, PyCapsule_GetPointer(capsule, "vggnet.backend")))
+    /* The capsule first: a table in use whose owner is gone would be the worse failure. */
+    if (PyList_Append(state->capsules, capsule) < 0)
         return NULL;
+    if (!vggpy_register_backend(state, PyCapsule_GetPointer(capsule, "vggnet.backend"))) {
+        Py_ssize_t count = PyList_Size(state->capsules);
+        PyObject *type, *value, *traceback; /* deleting from a list must not see an exception */
+        PyErr_Fetch(&type, &value, &traceback);
+        PyList_SetSlice(state->capsules, count - 1, count, NULL);
+        PyErr_Restore(type, value, traceback);
+        return NULL;
+    }
     Py_RETURN_NONE;
 }
 
@@ -259,7 +260,9 @@ static PyObject *py_kernels(PyObject *module, PyObject *unused)
 }
 
 #if defined(__clang__)
-#define COMPILER "clang " __clang_version__
+#define TEXT_OF(number) #number
+#define TEXT(number) TEXT_OF(number)
+#define COMPILER "clang " TEXT(__clang_major__) "." TEXT(__clang_minor__) "." TEXT(__clang_patchlevel__)
 #else
 #define COMPILER "gcc " __VERSION__
 #endif

@@ -14,8 +14,7 @@ static const char used_legacy_name[] = "used_dltensor", used_versioned_name[] = 
 /* ------------------------------------------------------------------------------------------------ export */
 
 /* What an exported capsule points into: the form that was asked for, and the arrays it refers to. */
-struct export
-{
+struct export {
     union {
         struct dl_managed legacy;
         struct dl_managed_versioned versioned;

@@ -27,13 +27,13 @@
 /* ------------------------------------------------------------------------------------------------ state (module.c) */
 
 /* Every Python object that a module owns: the struct, traverse and clear expand this one list. */
-#define STATE_OBJECTS(X)                                                                                                       \
-    X(storage_type)                                                                                                            \
-    X(tensor_type)                                                                                                             \
-    X(vgg_error)                                                                                                               \
-    X(device_error)                                                                                                            \
-    X(weights_error)                                                                                                           \
-    X(image_error)                                                                                                             \
+#define STATE_OBJECTS(X) \
+    X(storage_type) \
+    X(tensor_type) \
+    X(vgg_error) \
+    X(device_error) \
+    X(weights_error) \
+    X(image_error) \
     X(capsules) /* list: keeps what registered backends live in from going */
 
 enum { VGGPY_MAX_BACKENDS = 8 };
@@ -89,8 +89,7 @@ bool vggpy_transfer(const struct vgg_state *state, struct device device, enum tr
 
 /* Owns `nbytes` bytes of `device`: they are the backend's, or kept alive by `owner`, which goes with the storage. */
 struct storage {
-    PyObject_HEAD
-    struct device device;
+    PyObject_HEAD struct device device;
     void *data;
     size_t nbytes;
     PyObject *owner;  /* NULL: the bytes go back to the backend */
@@ -107,8 +106,7 @@ struct storage *vggpy_storage_wrap(const struct vgg_state *state, struct device 
 
 /* Owns a reference to a storage; describes C-contiguous elements inside it. Immutable but for `frozen`. */
 struct tensor {
-    PyObject_HEAD
-    struct storage *storage;
+    PyObject_HEAD struct storage *storage;
     void *data; /* inside the storage; natural alignment of dtype */
     enum vgg_dtype dtype;
     int ndim;
@@ -132,7 +130,7 @@ struct tensor *vggpy_tensor_to_device(const struct vgg_state *state, struct tens
 
 static inline bool vggpy_overlap(const void *a, size_t a_bytes, const void *b, size_t b_bytes)
 {
-    return (uintptr_t)a < (uintptr_t)b + b_bytes && (uintptr_t)b < (uintptr_t)a + a_bytes;
+    return a_bytes && b_bytes && (uintptr_t)a < (uintptr_t)b + b_bytes && (uintptr_t)b < (uintptr_t)a + a_bytes;
 }
 bool vggpy_tensors_overlap(const struct tensor *a, const struct tensor *b);
 
@@ -219,12 +217,12 @@ bool call_workspace(struct call *c, PyObject *workspace, size_t bytes);
 PyObject *call_end(struct call *c); /* None without outputs, the Tensor, or a tuple of two */
 
 /* Runs a table entry with the GIL released. */
-#define CALL_RUN(c, entry, ...)                                                                                                \
-    do {                                                                                                                       \
-        PyThreadState *call_thread = PyEval_SaveThread();                                                                      \
-        (c)->status = (c)->context.backend->entry(&(c)->context, __VA_ARGS__);                                                 \
-        PyEval_RestoreThread(call_thread);                                                                                     \
-        (c)->ran = true;                                                                                                       \
+#define CALL_RUN(c, entry, ...) \
+    do { \
+        PyThreadState *call_thread = PyEval_SaveThread(); \
+        (c)->status = (c)->context.backend->entry(&(c)->context, __VA_ARGS__); \
+        PyEval_RestoreThread(call_thread); \
+        (c)->ran = true; \
     } while (0)
 
 static inline const struct vgg_array *call_array(const struct call_input *input)
