@@ -10,8 +10,7 @@
 const char *vgg_isa_name(enum vgg_isa isa)
 {
     static const char *const names[VGG_ISA_COUNT] = {
-        [VGG_ISA_SCALAR] = "scalar", [VGG_ISA_AVX2] = "avx2", [VGG_ISA_AVX512] = "avx512"
-    };
+        [VGG_ISA_SCALAR] = "scalar", [VGG_ISA_AVX2] = "avx2", [VGG_ISA_AVX512] = "avx512"};
     return names[isa];
 }
 
@@ -39,7 +38,10 @@ enum vgg_isa vgg_isa_best(void)
     return VGG_ISA_AVX512;
 }
 #else
-enum vgg_isa vgg_isa_best(void) { return VGG_ISA_SCALAR; }
+enum vgg_isa vgg_isa_best(void)
+{
+    return VGG_ISA_SCALAR;
+}
 #endif
 
 size_t vgg_l2_bytes(void)

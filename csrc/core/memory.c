@@ -46,6 +46,12 @@ void vgg_allocation_stats(struct vgg_memory_stats *stats)
     stats->allocations = atomic_load(&allocations);
 }
 
-void vgg_allocation_reset_peak(void) { atomic_store(&peak_bytes, atomic_load(&current_bytes)); }
+void vgg_allocation_reset_peak(void)
+{
+    atomic_store(&peak_bytes, atomic_load(&current_bytes));
+}
 
-void vgg_fail_allocation(size_t n) { atomic_store(&fail_countdown, n); }
+void vgg_fail_allocation(size_t n)
+{
+    atomic_store(&fail_countdown, n);
+}

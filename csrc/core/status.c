@@ -37,14 +37,20 @@ static const struct {
     const char *name;
     size_t size;
 } dtypes[VGG_DTYPE_COUNT] = {
-    [VGG_FLOAT32] = { "float32", 4 },
-    [VGG_INT64] = { "int64", 8 },
-    [VGG_UINT8] = { "uint8", 1 },
+    [VGG_FLOAT32] = {"float32", 4},
+    [VGG_INT64] = {"int64", 8},
+    [VGG_UINT8] = {"uint8", 1},
 };
 
-const char *vgg_dtype_name(enum vgg_dtype dtype) { return dtypes[dtype].name; }
+const char *vgg_dtype_name(enum vgg_dtype dtype)
+{
+    return dtypes[dtype].name;
+}
 
-size_t vgg_dtype_size(enum vgg_dtype dtype) { return dtypes[dtype].size; }
+size_t vgg_dtype_size(enum vgg_dtype dtype)
+{
+    return dtypes[dtype].size;
+}
 
 enum vgg_status vgg_expect_dtype(const char *op, const char *name, const struct vgg_array *a, enum vgg_dtype dtype,
                                  struct vgg_error *error)
@@ -55,8 +61,7 @@ enum vgg_status vgg_expect_dtype(const char *op, const char *name, const struct 
                     vgg_dtype_name(dtype));
 }
 
-enum vgg_status vgg_expect_ndim(const char *op, const char *name, const struct vgg_array *a, int ndim,
-                                struct vgg_error *error)
+enum vgg_status vgg_expect_ndim(const char *op, const char *name, const struct vgg_array *a, int ndim, struct vgg_error *error)
 {
     if (a->ndim == ndim)
         return VGG_OK;
@@ -75,8 +80,8 @@ enum vgg_status vgg_expect_shape(const char *op, const char *name, const struct 
         return VGG_OK;
     char got[80], expected[80];
     return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: %s has shape %s; expected %s because %s", op, name,
-                    vgg_shape_text(got, sizeof got, a->shape, a->ndim),
-                    vgg_shape_text(expected, sizeof expected, shape, ndim), because);
+                    vgg_shape_text(got, sizeof got, a->shape, a->ndim), vgg_shape_text(expected, sizeof expected, shape, ndim),
+                    because);
 }
 
 bool vgg_shape_bytes(size_t *bytes, const size_t *shape, int ndim, size_t element_size)

@@ -26,17 +26,17 @@ struct job {
 static struct {
     pthread_mutex_t lock;
     pthread_cond_t wake, done;
-    int workers;             /* threads started, besides callers */
-    int seats, joined;       /* of the open job: workers that may still join; workers that joined so far */
+    int workers;       /* threads started, besides callers */
+    int seats, joined; /* of the open job: workers that may still join; workers that joined so far */
     struct job job;
     atomic_int working;      /* workers between joining and leaving; the caller spins on it */
     atomic_uint generation;  /* counts jobs; idle workers spin on it before they sleep */
     atomic_size_t next_task; /* of the open job */
     atomic_flag busy;        /* a caller owns the pool */
-} pool = { .lock = PTHREAD_MUTEX_INITIALIZER,
-           .wake = PTHREAD_COND_INITIALIZER,
-           .done = PTHREAD_COND_INITIALIZER,
-           .busy = ATOMIC_FLAG_INIT };
+} pool = {.lock = PTHREAD_MUTEX_INITIALIZER,
+          .wake = PTHREAD_COND_INITIALIZER,
+          .done = PTHREAD_COND_INITIALIZER,
+          .busy = ATOMIC_FLAG_INIT};
 
 static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
 static atomic_int num_threads; /* 0: not yet known */
@@ -101,7 +101,10 @@ static void reset_in_child(void)
     atomic_flag_clear(&pool.busy);
 }
 
-static void watch_forks(void) { (void)pthread_atfork(NULL, NULL, reset_in_child); }
+static void watch_forks(void)
+{
+    (void)pthread_atfork(NULL, NULL, reset_in_child);
+}
 
 /* Brings the pool to `wanted` workers, or to as many as the system gives. Called by the pool's owner. */
 static void start_workers(int wanted)
@@ -134,7 +137,7 @@ void vgg_parallel_for(int threads, size_t tasks, void (*body)(void *argument, si
     }
     pthread_once(&fork_once, watch_forks);
 
-    struct job job = { .body = body, .argument = argument, .tasks = tasks };
+    struct job job = {.body = body, .argument = argument, .tasks = tasks};
     pthread_mutex_lock(&pool.lock);
     pool.job = job;
     pool.seats = threads - 1;
@@ -159,7 +162,10 @@ void vgg_parallel_for(int threads, size_t tasks, void (*body)(void *argument, si
     atomic_flag_clear_explicit(&pool.busy, memory_order_release);
 }
 
-void vgg_set_num_threads(int threads) { atomic_store(&num_threads, threads < 1 ? 1 : threads); }
+void vgg_set_num_threads(int threads)
+{
+    atomic_store(&num_threads, threads < 1 ? 1 : threads);
+}
 
 static int default_threads(void)
 {

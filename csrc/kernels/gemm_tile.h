@@ -27,12 +27,15 @@ static inline vec load(const float *p)
     return v;
 }
 
-static inline void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
+static inline void store(float *p, vec v)
+{
+    memcpy(p, &v, sizeof v);
+}
 
 /* max(v, 0) that lets NaN through: v < 0 is false for it. */
 static inline vec relu(vec v)
 {
-    const vec zero = { 0 };
+    const vec zero = {0};
     return (vec)((mask)v & ~(mask)(v < zero));
 }
 
@@ -53,7 +56,7 @@ static inline void finish(const struct vgg_gemm_tile *t, vec lo, vec hi, float *
         store(c + VL, epilogue(hi, c + VL, t->bias == NULL ? NULL : t->bias + VL, t));
         return;
     }
-    float row[NR] = { 0 }, bias[NR] = { 0 };
+    float row[NR] = {0}, bias[NR] = {0};
     if (t->beta)
         memcpy(row, c, t->nr * sizeof *row);
     if (t->bias != NULL)
@@ -67,6 +70,7 @@ static inline void finish(const struct vgg_gemm_tile *t, vec lo, vec hi, float *
 
 /* A row's element is base[i / 3] + (i % 3) * a_row: x86 adds one or two strides in the addressing mode, so fourteen rows
  * take five pointers. */
+/* clang-format off */
 #define DECLARE(i) vec lo##i = { 0 }, hi##i = { 0 };
 #define BASE(i)                                             \
     const char *a##i = NULL;                                \
@@ -117,6 +121,8 @@ static inline __attribute__((always_inline)) void tile(const struct vgg_gemm_til
         if (i < MR)                                         \
             tile(t, i + 1);                                 \
         break;
+
+/* clang-format on */
 
 void NAME(const struct vgg_gemm_tile *t)
 {

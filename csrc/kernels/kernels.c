@@ -4,7 +4,7 @@
 #include <string.h>
 
 static const struct vgg_gemm_kernel table[] = {
-#define KERNEL(slot, function, isa, mr, nr) { #function, isa, mr, nr, function },
+#define KERNEL(slot, function, isa, mr, nr) {#function, isa, mr, nr, function},
 #define PEAK(function, isa, vl)
 #include "kernels.def"
 #undef KERNEL
@@ -15,9 +15,15 @@ enum { TABLE_ROWS = sizeof table / sizeof *table };
 static atomic_size_t uses[TABLE_ROWS];
 static const struct vgg_gemm_kernel *_Atomic selected = &table[0]; /* scalar until vgg_kernels_init */
 
-const struct vgg_gemm_kernel *vgg_gemm(void) { return atomic_load_explicit(&selected, memory_order_relaxed); }
+const struct vgg_gemm_kernel *vgg_gemm(void)
+{
+    return atomic_load_explicit(&selected, memory_order_relaxed);
+}
 
-enum vgg_isa vgg_isa_selected(void) { return vgg_gemm()->isa; }
+enum vgg_isa vgg_isa_selected(void)
+{
+    return vgg_gemm()->isa;
+}
 
 enum vgg_status vgg_kernels_init(const char *isa, struct vgg_error *error)
 {

@@ -11,7 +11,7 @@ static const struct {
     float (*run)(size_t steps);
 } loops[] = {
 #define KERNEL(slot, function, isa, mr, nr)
-#define PEAK(function, isa, vl) { isa, vl, function },
+#define PEAK(function, isa, vl) {isa, vl, function},
 #include "kernels.def"
 #undef KERNEL
 #undef PEAK

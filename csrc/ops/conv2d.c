@@ -4,11 +4,8 @@
 #include <string.h>
 
 static const char *const algorithm_names[VGG_ALGORITHM_COUNT] = {
-    [VGG_AUTO] = "auto",
-    [VGG_DIRECT] = "direct",
-    [VGG_WINOGRAD2] = "winograd2",
-    [VGG_WINOGRAD4] = "winograd4",
-    [VGG_WINOGRAD6] = "winograd6",
+    [VGG_AUTO] = "auto",           [VGG_DIRECT] = "direct",       [VGG_WINOGRAD2] = "winograd2",
+    [VGG_WINOGRAD4] = "winograd4", [VGG_WINOGRAD6] = "winograd6",
 };
 
 /* ------------------------------------------------------------------------------------------------ checks */
@@ -47,8 +44,7 @@ enum vgg_status vgg_conv2d_check(struct vgg_conv2d *s, const struct vgg_array *x
         char got[80];
         return vgg_fail(error, VGG_INVALID_ARGUMENT,
                         "conv2d: w has shape %s; expected (K, %zu, %zu, %zu) because x has %zu channels",
-                        vgg_shape_text(got, sizeof got, w->shape, w->ndim), w->shape[1], w->shape[2], x->shape[3],
-                        x->shape[3]);
+                        vgg_shape_text(got, sizeof got, w->shape, w->ndim), w->shape[1], w->shape[2], x->shape[3], x->shape[3]);
     }
     if (b != NULL) {
         VGG_TRY(vgg_expect_dtype("conv2d", "b", b, VGG_FLOAT32, error));
@@ -92,7 +88,7 @@ static enum vgg_status check_gradient(const char *op, struct vgg_conv2d *s, cons
         return VGG_OK;
     }
     char got[72], from[72];
-    const size_t shape[] = { s->n, s->h, s->w, s->c };
+    const size_t shape[] = {s->n, s->h, s->w, s->c};
     return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: dy has shape %s; expected maps of %s%zu x %zu because %s %s", op,
                     vgg_shape_text(got, sizeof got, dy->shape, dy->ndim), index == NULL ? "" : "half of ", s->h, s->w, input,
                     vgg_shape_text(from, sizeof from, shape, 4));
@@ -107,10 +103,9 @@ enum vgg_status vgg_conv2d_backward_input_check(struct vgg_conv2d *s, const stru
     VGG_TRY(expect_kernel(op, w, error));
     if (w->shape[0] != dy->shape[3]) {
         char got[80];
-        return vgg_fail(error, VGG_INVALID_ARGUMENT,
-                        "%s: w has shape %s; expected (%zu, %zu, %zu, C) because dy has %zu channels", op,
-                        vgg_shape_text(got, sizeof got, w->shape, w->ndim), dy->shape[3], w->shape[1], w->shape[2],
-                        dy->shape[3]);
+        return vgg_fail(
+            error, VGG_INVALID_ARGUMENT, "%s: w has shape %s; expected (%zu, %zu, %zu, C) because dy has %zu channels", op,
+            vgg_shape_text(got, sizeof got, w->shape, w->ndim), dy->shape[3], w->shape[1], w->shape[2], dy->shape[3]);
     }
     if (index != NULL && input_shape == NULL)
         return vgg_fail(error, VGG_INVALID_ARGUMENT,
@@ -140,8 +135,8 @@ enum vgg_status vgg_conv2d_backward_weight_check(struct vgg_conv2d *s, const str
     VGG_TRY(expect_float(op, "dy", dy, 4, error));
     VGG_TRY(expect_float(op, "x", x, 4, error));
     if (dy->shape[0] != x->shape[0])
-        return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: dy has %zu images; expected %zu because x has %zu", op,
-                        dy->shape[0], x->shape[0], x->shape[0]);
+        return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: dy has %zu images; expected %zu because x has %zu", op, dy->shape[0],
+                        x->shape[0], x->shape[0]);
     s->n = x->shape[0];
     s->h = x->shape[1];
     s->w = x->shape[2];
@@ -155,7 +150,7 @@ enum vgg_status vgg_conv2d_backward_weight_check(struct vgg_conv2d *s, const str
 struct vgg_conv2d_gradient vgg_conv2d_gradient(const struct vgg_conv2d *s, const float *dy, const float *y,
                                                const uint8_t *index)
 {
-    struct vgg_conv2d_gradient g = { .dy = dy, .y = y, .index = index, .h = s->h, .w = s->w, .k = s->k };
+    struct vgg_conv2d_gradient g = {.dy = dy, .y = y, .index = index, .h = s->h, .w = s->w, .k = s->k};
     g.oh = index == NULL ? s->h : vgg_pooled(s->h, s->pool == VGG_POOL_CEIL);
     g.ow = index == NULL ? s->w : vgg_pooled(s->w, s->pool == VGG_POOL_CEIL);
     return g;
@@ -222,8 +217,8 @@ static enum vgg_status expect_algorithm(const struct vgg_context *ctx, const str
     enum vgg_algorithm algorithm = vgg_conv2d_algorithm(s, direction);
     if (algorithm == VGG_DIRECT)
         return VGG_OK;
-    return vgg_fail(ctx->error, VGG_UNSUPPORTED,
-                    "conv2d: algorithm '%s' is not in this version; expected 'auto' or 'direct'", algorithm_names[algorithm]);
+    return vgg_fail(ctx->error, VGG_UNSUPPORTED, "conv2d: algorithm '%s' is not in this version; expected 'auto' or 'direct'",
+                    algorithm_names[algorithm]);
 }
 
 enum vgg_status vgg_cpu_conv2d_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s,

@@ -46,14 +46,14 @@ struct plan {
 static enum vgg_status make_plan(struct plan *p, struct vgg_context *ctx, const struct vgg_conv2d *s, bool backward)
 {
     const struct vgg_gemm_kernel *gemm = vgg_gemm();
-    *p = (struct plan){ .n = s->n,
-                        .h = s->h,
-                        .w = s->w,
-                        .ci = backward ? s->k : s->c,
-                        .co = backward ? s->c : s->k,
-                        .ks = s->kernel_size,
-                        .border = (s->kernel_size - 1) / 2,
-                        .gemm = gemm };
+    *p = (struct plan){.n = s->n,
+                       .h = s->h,
+                       .w = s->w,
+                       .ci = backward ? s->k : s->c,
+                       .co = backward ? s->c : s->k,
+                       .ks = s->kernel_size,
+                       .border = (s->kernel_size - 1) / 2,
+                       .gemm = gemm};
     bool pool = !backward && s->pool != VGG_POOL_NONE;
     p->gather = p->ks > 1 && p->w < NARROW;
     p->flat = p->ks == 1 || p->gather;
@@ -164,7 +164,7 @@ struct band {
 
 static struct band band_of(const struct plan *p, size_t task)
 {
-    struct band band = { .image = task / p->bands_an_image * p->images, .row = task % p->bands_an_image * p->rows };
+    struct band band = {.image = task / p->bands_an_image * p->images, .row = task % p->bands_an_image * p->rows};
     band.images = vgg_min_size(p->images, p->n - band.image);
     band.rows = vgg_min_size(p->rows, p->h - band.row);
     return band;
@@ -199,8 +199,7 @@ static void gather(float *gathered, const float *staged, const struct plan *p, c
         for (size_t row = 0; row < band->rows; row++)
             for (size_t column = 0; column < p->w; column++, gathered += p->flat_row)
                 for (size_t r = 0; r < p->ks; r++)
-                    memcpy(gathered + r * run,
-                           staged + image * p->staged_image + (row + r) * p->staged_row + column * p->ci,
+                    memcpy(gathered + r * run, staged + image * p->staged_image + (row + r) * p->staged_row + column * p->ci,
                            run * sizeof *gathered);
 }
 
@@ -247,14 +246,14 @@ static void band_task(void *argument, size_t task, int thread)
     /* Lines of pixels: the whole band, or a row. */
     size_t lines = p->flat ? 1 : band.rows, length = p->flat ? band.images * band.rows * p->w : p->w;
     size_t tiles = vgg_ceil_div(length, gemm->mr), longer = length % tiles; /* split evenly: 14 = 5 + 5 + 4 */
-    struct vgg_gemm_tile t = { .runs = p->flat ? 1 : p->ks,
-                               .k = p->flat ? p->ks * p->ks * p->ci : p->ks * p->ci,
-                               .a_run = p->staged_row,
-                               .a_row = p->flat ? p->flat_row : p->ci,
-                               .a_col = 1,
-                               .b_run = p->ks * p->ci * gemm->nr,
-                               .c_row = call->pool ? channels : p->co,
-                               .relu = call->relu };
+    struct vgg_gemm_tile t = {.runs = p->flat ? 1 : p->ks,
+                              .k = p->flat ? p->ks * p->ks * p->ci : p->ks * p->ci,
+                              .a_run = p->staged_row,
+                              .a_row = p->flat ? p->flat_row : p->ci,
+                              .a_col = 1,
+                              .b_run = p->ks * p->ci * gemm->nr,
+                              .c_row = call->pool ? channels : p->co,
+                              .relu = call->relu};
     for (size_t panel = panel0; panel < panel1; panel++) {
         size_t column = panel * gemm->nr;
         t.nr = vgg_min_size(gemm->nr, p->co - column);
@@ -279,12 +278,12 @@ enum vgg_status vgg_conv2d_direct(struct vgg_context *ctx, float *y, uint8_t *in
                                   const struct vgg_conv2d_gradient *g, const float *w, const float *b,
                                   const struct vgg_conv2d *s)
 {
-    struct call call = { .y = y, .index = index, .x = x, .w = w, .b = b, .g = g, .relu = g == NULL && s->relu };
+    struct call call = {.y = y, .index = index, .x = x, .w = w, .b = b, .g = g, .relu = g == NULL && s->relu};
     struct plan *p = &call.p;
     int threads = 1;
     VGG_TRY(make_plan(p, ctx, s, g != NULL));
-    VGG_TRY(vgg_workspace_threads(ctx, g == NULL ? "conv2d" : "conv2d_backward_input", &threads, p->shared_bytes,
-                                  p->thread_bytes));
+    VGG_TRY(
+        vgg_workspace_threads(ctx, g == NULL ? "conv2d" : "conv2d_backward_input", &threads, p->shared_bytes, p->thread_bytes));
     if (p->n == 0)
         return VGG_OK;
     call.pool = g == NULL && s->pool != VGG_POOL_NONE;

@@ -17,24 +17,25 @@
 #include <string.h>
 
 enum {
-    NARROW = 12,            /* maps narrower than this are expanded */
-    FEW = 4,                /* so are inputs of at most so many channels */
-    CHUNK_BYTES = 2 << 20,  /* of staged panels, about */
-    BAND_PIXELS = 512,      /* of a sum in registers, at most (but a row) */
-    STRIDE_PAD = 16,        /* floats between panels; keeps them off the same cache sets */
-    TASKS_A_THREAD = 8,     /* for balance */
-    SMALL_WORK = 1 << 20    /* multiply-adds that are not worth waking a thread for */
+    NARROW = 12,           /* maps narrower than this are expanded */
+    FEW = 4,               /* so are inputs of at most so many channels */
+    CHUNK_BYTES = 2 << 20, /* of staged panels, about */
+    BAND_PIXELS = 512,     /* of a sum in registers, at most (but a row) */
+    STRIDE_PAD = 16,       /* floats between panels; keeps them off the same cache sets */
+    TASKS_A_THREAD = 8,    /* for balance */
+    SMALL_WORK = 1 << 20   /* multiply-adds that are not worth waking a thread for */
 };
 
 struct plan {
     size_t n, h, w, c, k, ks;
     const struct vgg_gemm_kernel *gemm;
-    bool flat;        /* 1x1, or expanded to 1x1 */
-    size_t border;    /* of the staged x; 0 where flat */
-    size_t taps_side; /* ks, or 1 where flat */
-    size_t columns;   /* of a tap's x: c, or ks * ks * c where expanded */
-    size_t images, rows, chunks_an_image, chunks; /* of a chunk; one of images and rows is all or 1 */
-    size_t x_row, x_panel, x_panels;              /* floats of a panel's row and of a panel; panels */
+    bool flat;           /* 1x1, or expanded to 1x1 */
+    size_t border;       /* of the staged x; 0 where flat */
+    size_t taps_side;    /* ks, or 1 where flat */
+    size_t columns;      /* of a tap's x: c, or ks * ks * c where expanded */
+    size_t images, rows; /* of a chunk; one of them is all or 1 */
+    size_t chunks_an_image, chunks;
+    size_t x_row, x_panel, x_panels; /* floats of a panel's row and of a panel; panels */
     size_t g_panel, g_panels;
     size_t x_bytes, g_bytes, db_bytes, shared_bytes, thread_bytes;
 };
@@ -42,7 +43,7 @@ struct plan {
 static enum vgg_status make_plan(struct plan *p, struct vgg_context *ctx, const struct vgg_conv2d *s)
 {
     const struct vgg_gemm_kernel *gemm = vgg_gemm();
-    *p = (struct plan){ .n = s->n, .h = s->h, .w = s->w, .c = s->c, .k = s->k, .ks = s->kernel_size, .gemm = gemm };
+    *p = (struct plan){.n = s->n, .h = s->h, .w = s->w, .c = s->c, .k = s->k, .ks = s->kernel_size, .gemm = gemm};
     p->flat = p->ks == 1 || p->w < NARROW || p->c <= FEW;
     p->border = p->flat ? 0 : (p->ks - 1) / 2;
     p->taps_side = p->flat ? 1 : p->ks;
@@ -169,15 +170,15 @@ static void multiply_band(const struct call *call, const struct band *band, size
     const struct plan *p = &call->p;
     const struct vgg_gemm_kernel *gemm = p->gemm;
     size_t taps = p->taps_side * p->taps_side, column = x_panel * gemm->nr, depth = taps * p->columns;
-    struct vgg_gemm_tile t = { .nr = vgg_min_size(gemm->nr, p->columns - column),
-                               .runs = band->runs,
-                               .k = band->k,
-                               .a_run = band->a_run,
-                               .a_row = 1,
-                               .a_col = gemm->mr,
-                               .b_run = band->b_run,
-                               .c_row = depth,
-                               .beta = beta };
+    struct vgg_gemm_tile t = {.nr = vgg_min_size(gemm->nr, p->columns - column),
+                              .runs = band->runs,
+                              .k = band->k,
+                              .a_run = band->a_run,
+                              .a_row = 1,
+                              .a_col = gemm->mr,
+                              .b_run = band->b_run,
+                              .c_row = depth,
+                              .beta = beta};
     const float *x = call->x_panels + x_panel * p->x_panel + band->x_offset;
     for (size_t panel = g_begin; panel < g_end; panel++) {
         size_t k = panel * gemm->mr;
@@ -195,7 +196,7 @@ static void multiply_band(const struct call *call, const struct band *band, size
 static inline __attribute__((always_inline)) void sum_width(double *sums, const float *g, size_t pixels, size_t count,
                                                             const size_t width)
 {
-    double acc[32] = { 0 }; /* the widest tile */
+    double acc[32] = {0}; /* the widest tile */
     for (size_t pixel = 0; pixel < pixels; pixel++, g += width)
         for (size_t i = 0; i < width; i++)
             acc[i] += (double)g[i];
@@ -210,13 +211,10 @@ static void sum_bias(const struct call *call, size_t panel)
     const float *g = call->g_panels + panel * p->g_panel;
     size_t pixels = call->images * call->rows * p->w;
     switch (mr) {
-#define SUM(constant)                                                           \
-    case constant:                                                              \
-        sum_width(call->db_sums + k, g, pixels, count, constant);               \
-        break;
+#define SUM(constant) \
+    case constant: sum_width(call->db_sums + k, g, pixels, count, constant); break;
         VGG_EACH_WIDTH(SUM)
-    default:
-        sum_width(call->db_sums + k, g, pixels, count, mr);
+    default: sum_width(call->db_sums + k, g, pixels, count, mr);
     }
 }
 
@@ -236,10 +234,8 @@ static void multiply_task(void *argument, size_t task, int thread)
         size_t pixels = call->images * call->rows * p->w;
         size_t step = vgg_ceil_div(pixels, vgg_ceil_div(pixels, BAND_PIXELS));
         for (size_t pixel = 0; pixel < pixels; pixel += step, beta = true) {
-            struct band band = { .runs = 1,
-                                 .k = vgg_min_size(step, pixels - pixel),
-                                 .g_offset = pixel * mr,
-                                 .x_offset = pixel * nr };
+            struct band band = {
+                .runs = 1, .k = vgg_min_size(step, pixels - pixel), .g_offset = pixel * mr, .x_offset = pixel * nr};
             multiply_band(call, &band, x_panel, g_begin, g_end, beta);
         }
         return;
@@ -248,12 +244,12 @@ static void multiply_task(void *argument, size_t task, int thread)
     step = vgg_ceil_div(call->rows, vgg_ceil_div(call->rows, step));
     for (size_t image = 0; image < call->images; image++)
         for (size_t row = 0; row < call->rows; row += step, beta = true) {
-            struct band band = { .runs = vgg_min_size(step, call->rows - row),
-                                 .k = p->w,
-                                 .a_run = p->w * mr,
-                                 .b_run = p->x_row,
-                                 .g_offset = (image * call->rows + row) * p->w * mr,
-                                 .x_offset = (image * x_rows + row) * p->x_row };
+            struct band band = {.runs = vgg_min_size(step, call->rows - row),
+                                .k = p->w,
+                                .a_run = p->w * mr,
+                                .b_run = p->x_row,
+                                .g_offset = (image * call->rows + row) * p->w * mr,
+                                .x_offset = (image * x_rows + row) * p->x_row};
             multiply_band(call, &band, x_panel, g_begin, g_end, beta);
         }
 }
@@ -261,7 +257,7 @@ static void multiply_task(void *argument, size_t task, int thread)
 enum vgg_status vgg_conv2d_weight(struct vgg_context *ctx, float *dw, float *db, const struct vgg_conv2d_gradient *g,
                                   const float *x, const struct vgg_conv2d *s, int beta)
 {
-    struct call call = { .dw = dw, .db = db, .x = x, .g = g, .beta = beta };
+    struct call call = {.dw = dw, .db = db, .x = x, .g = g, .beta = beta};
     struct plan *p = &call.p;
     int threads = 1;
     VGG_TRY(make_plan(p, ctx, s));

@@ -67,7 +67,7 @@ enum vgg_status vgg_linear_backward_input_check(struct vgg_linear *s, const stru
         return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: w has shape %s; expected (%zu, in) because dy has %zu features", op,
                         vgg_shape_text(text, sizeof text, w->shape, w->ndim), dy->shape[1], dy->shape[1]);
     }
-    *s = (struct vgg_linear){ .n = dy->shape[0], .in = w->shape[1], .out = w->shape[0] };
+    *s = (struct vgg_linear){.n = dy->shape[0], .in = w->shape[1], .out = w->shape[0]};
     return VGG_OK;
 }
 
@@ -82,7 +82,7 @@ enum vgg_status vgg_linear_backward_weight_check(struct vgg_linear *s, const str
         return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: dy has shape %s; expected (%zu, out) because x has %zu rows", op,
                         vgg_shape_text(text, sizeof text, dy->shape, dy->ndim), x->shape[0], x->shape[0]);
     }
-    *s = (struct vgg_linear){ .n = x->shape[0], .in = x->shape[1], .out = dy->shape[1] };
+    *s = (struct vgg_linear){.n = x->shape[0], .in = x->shape[1], .out = dy->shape[1]};
     return VGG_OK;
 }
 
@@ -106,7 +106,7 @@ static enum vgg_status make_call(struct call *call, struct vgg_context *ctx, con
                                  enum vgg_direction direction)
 {
     const struct vgg_gemm_kernel *gemm = vgg_gemm();
-    *call = (struct call){ .s = *s, .gemm = gemm };
+    *call = (struct call){.s = *s, .gemm = gemm};
     size_t batch_panels = vgg_ceil_div(s->n, gemm->nr), second_bytes = 0;
     bool fits = true;
     /* Eight tasks at least, but not of single panels: rows are read and written in runs. */
@@ -181,7 +181,7 @@ static void forward_task(void *argument, size_t task, int thread)
     size_t block = ROW_BLOCK / gemm->mr * gemm->mr, nr = gemm->nr, panels = vgg_ceil_div(s->n, nr);
     size_t begin = task * block, outs = vgg_min_size(block, s->out - begin);
     float *tiles = (float *)(void *)(call->scratch + (size_t)thread * call->thread_bytes);
-    struct vgg_gemm_tile t = { .nr = nr, .runs = 1, .a_row = s->in, .a_col = 1, .c_row = nr };
+    struct vgg_gemm_tile t = {.nr = nr, .runs = 1, .a_row = s->in, .a_col = 1, .c_row = nr};
     for (size_t i = 0; i < s->in; i += BLOCK) {
         t.k = vgg_min_size(BLOCK, s->in - i);
         t.beta = i != 0;
@@ -234,7 +234,7 @@ static void backward_input_task(void *argument, size_t task, int thread)
     size_t nr = gemm->nr, first = task * call->group * nr, columns = vgg_min_size(call->group * nr, s->in - first);
     size_t panels = vgg_ceil_div(columns, nr), tiles = vgg_ceil_div(s->n, gemm->mr);
     float *packed = (float *)(void *)(call->scratch + (size_t)thread * call->thread_bytes);
-    struct vgg_gemm_tile t = { .runs = 1, .a_row = s->out, .a_col = 1, .c_row = s->in };
+    struct vgg_gemm_tile t = {.runs = 1, .a_row = s->out, .a_col = 1, .c_row = s->in};
     for (size_t o = 0; o < s->out; o += W_ROWS) {
         t.k = vgg_min_size(W_ROWS, s->out - o);
         t.beta = o != 0;
@@ -289,12 +289,7 @@ static void backward_weight_task(void *argument, size_t task, int thread)
     const struct vgg_linear *s = &call->s;
     const struct vgg_gemm_kernel *gemm = call->gemm;
     size_t nr = gemm->nr, begin = task * call->group, end = vgg_min_size(vgg_ceil_div(s->in, nr), begin + call->group);
-    struct vgg_gemm_tile t = { .runs = 1,
-                               .k = s->n,
-                               .a_row = 1,
-                               .a_col = gemm->mr,
-                               .c_row = s->in,
-                               .beta = call->beta != 0 };
+    struct vgg_gemm_tile t = {.runs = 1, .k = s->n, .a_row = 1, .a_col = gemm->mr, .c_row = s->in, .beta = call->beta != 0};
     for (size_t o = 0; o < s->out; o += gemm->mr) {
         t.mr = vgg_min_size(gemm->mr, s->out - o);
         t.a = call->first + o * s->n;
@@ -316,7 +311,7 @@ static void bias_task(void *argument, size_t task, int thread)
     const struct vgg_linear *s = &call->s;
     for (size_t o = task * BLOCK; o < vgg_min_size(s->out, (task + 1) * BLOCK); o += WIDTH) {
         size_t count = vgg_min_size(WIDTH, s->out - o);
-        double sums[WIDTH] = { 0 };
+        double sums[WIDTH] = {0};
         for (size_t n = 0; n < s->n; n++)
             for (size_t j = 0; j < count; j++)
                 sums[j] += (double)call->dy[n * s->out + o + j];

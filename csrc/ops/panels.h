@@ -10,8 +10,8 @@
 #define VGG_EACH_WIDTH(X) X(4) X(6) X(8) X(14) X(16) X(32)
 
 static inline __attribute__((always_inline)) void vgg_to_panels_width(float *restrict to, size_t panel_floats,
-                                                                      const float *restrict from, size_t from_row,
-                                                                      size_t rows, size_t columns, const size_t width)
+                                                                      const float *restrict from, size_t from_row, size_t rows,
+                                                                      size_t columns, const size_t width)
 {
     size_t full = columns / width, rest = columns % width;
     for (size_t row = 0; row < rows; row++, to += width, from += from_row) {
@@ -32,13 +32,10 @@ static inline void vgg_to_panels(float *to, size_t panel_floats, const float *fr
                                  size_t columns, size_t width)
 {
     switch (width) {
-#define VGG_TO_PANELS(constant)                                                               \
-    case constant:                                                                            \
-        vgg_to_panels_width(to, panel_floats, from, from_row, rows, columns, constant);       \
-        break;
+#define VGG_TO_PANELS(constant) \
+    case constant: vgg_to_panels_width(to, panel_floats, from, from_row, rows, columns, constant); break;
         VGG_EACH_WIDTH(VGG_TO_PANELS)
-    default:
-        vgg_to_panels_width(to, panel_floats, from, from_row, rows, columns, width);
+    default: vgg_to_panels_width(to, panel_floats, from, from_row, rows, columns, width);
     }
 }
 

@@ -14,11 +14,11 @@ typedef int32_t vgg_pool_mask __attribute__((vector_size(16)));
 static inline __attribute__((always_inline)) void vgg_pool_lanes(float *y, uint8_t *index, const float *const *window,
                                                                  const int *place, int count, size_t c, const size_t lanes)
 {
-    vgg_pool_vec best = { 0 };
-    vgg_pool_mask where = { 0 };
+    vgg_pool_vec best = {0};
+    vgg_pool_mask where = {0};
     memcpy(&best, window[0] + c, lanes * sizeof(float));
     for (int i = 1; i < count; i++) {
-        vgg_pool_vec value = { 0 };
+        vgg_pool_vec value = {0};
         memcpy(&value, window[i] + c, lanes * sizeof(float));
         /* larger, or the first NaN */
         vgg_pool_mask wins = (value > best) | ((value != value) & (best == best));

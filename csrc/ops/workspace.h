@@ -20,8 +20,8 @@ static inline bool vgg_workspace_bytes(size_t *bytes, const struct vgg_context *
 
 /* How many threads a workspace serves that has `shared` bytes and `each` for a thread: sets *threads, at most ctx->threads.
  * VGG_INVALID_ARGUMENT if not even one. */
-static inline enum vgg_status vgg_workspace_threads(const struct vgg_context *ctx, const char *op, int *threads,
-                                                    size_t shared, size_t each)
+static inline enum vgg_status vgg_workspace_threads(const struct vgg_context *ctx, const char *op, int *threads, size_t shared,
+                                                    size_t each)
 {
     size_t given = ctx->workspace == NULL ? 0 : ctx->workspace_bytes;
     size_t slots = given < shared ? 0 : each == 0 ? (size_t)ctx->threads : (given - shared) / each;
