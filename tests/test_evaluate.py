@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-
 import vggnet as vgg
 from vggnet import _C, data, evaluate
 from vggnet.evaluate import KINDS, Protocol

@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from . import _C
 from .data import Loader
-from .preprocess import FILTERS, check_image, rescale
+from .preprocess import FILTERS, Channels, check_image, rescale
 
 if TYPE_CHECKING:
     from .data import Dataset
@@ -41,7 +41,7 @@ PAPER_SCALES = (256, 384, 512)  # at the paper's input size, 224
 Image = npt.NDArray[np.uint8]  # (H, W, C)
 Array = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
-Key = tuple[str, str, int]  # channels, filter, scale: what a rescaled image depends on
+Key = tuple[Channels, str, int]  # channels, filter, scale: what a rescaled image depends on
 Pyramid = dict[Key, Image]
 
 
@@ -477,14 +477,14 @@ class Report:
         return "\n".join(lines)
 
 
-def table(reports: Sequence[Report]) -> str:
-    """Several reports as one aligned table."""
+def table(reports: Sequence[Report], names: Sequence[str] | None = None) -> str:
+    """Several reports as one aligned table, under their own names or others."""
     rows = [("", "Q", "top-1 error", "top-5 error", "images", "images/s")]
-    for r in reports:
+    for name, r in zip([r.name for r in reports] if names is None else names, reports, strict=True):
         scales = list(dict.fromkeys(", ".join(map(str, p.scales)) for p in r.protocols))
         rows.append(
             (
-                r.name,
+                name,
                 " / ".join(scales),
                 f"{r.top1:.2f} %",
                 f"{r.top5:.2f} %",
@@ -509,7 +509,8 @@ def wrong(posteriors: Array, labels: npt.NDArray[np.int64], k: int) -> npt.NDArr
     own = posteriors[np.arange(len(labels)), labels][:, None]
     before = np.arange(posteriors.shape[1]) < labels[:, None]
     better = ((posteriors > own) | ((posteriors == own) & before)).sum(axis=1)
-    return (better >= min(k, posteriors.shape[1])) | np.isnan(posteriors).any(axis=1)
+    result: npt.NDArray[np.bool_] = (better >= min(k, posteriors.shape[1])) | np.isnan(posteriors).any(axis=1)
+    return result
 
 
 class _Count:

@@ -79,7 +79,7 @@ def run(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)  # an error here should not come after the training
     arguments, recipe = recipes.quickstart()
-    recipe = replace(recipe, seed=seed, **({} if epochs is None else {"epochs": epochs}))
+    recipe = replace(recipe, seed=seed, epochs=epochs or recipe.epochs)
     train, test = (_some(data.sample(train=part), images, seed) for part in (True, False))
     statistics = pixel_statistics(train.image(i) for i in range(len(train)))
     model = VGG(

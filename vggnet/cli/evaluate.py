@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vggnet as vgg
@@ -143,12 +144,16 @@ def run(args: argparse.Namespace) -> int:
     begin(args)
     models = [vgg.load(path, device=args.device) for path in args.models]
     dataset = open_data(args.data, args.part, channels=models[0].in_channels)
+    labels = _labels(args.models, models)
     entries: list[Any] = []
-    for kind in args.protocol:
+    names: list[str] = []
+    for kind in dict.fromkeys(args.protocol):
         pairs = [(model, make_protocol(args, kind, model)) for model in models]
         entries += pairs
+        names += [f"{label} {kind}" for label in labels]
         if len(pairs) > 1:
             entries.append(pairs)
+            names.append(f"{' + '.join(labels)} {kind}")
     with Progress("evaluate") as progress:
         reports = compare(
             entries,
@@ -158,22 +163,33 @@ def run(args: argparse.Namespace) -> int:
             strict=args.strict,
         )
     if args.posteriors is not None:
-        _write_posteriors(args.posteriors, reports)
+        _write_posteriors(args.posteriors, names, reports)
     if args.json:
-        print_json(
-            {"data": args.data, "part": args.part, "reports": [report.to_dict() for report in reports]}
-        )
+        rows = [report.to_dict() | {"name": name} for name, report in zip(names, reports, strict=True)]
+        print_json({"data": args.data, "part": args.part, "reports": rows})
     elif len(reports) == 1:
         print(reports[0])
     else:
-        print(table(reports))
+        print(table(reports, names))
         for text in dict.fromkeys(p.describe() for r in reports for p in r.protocols):
             print(f"\n{text}")
     return 0
 
 
-def _write_posteriors(path: str, reports: list[Report]) -> None:
+def _labels(paths: list[str], models: list[vgg.VGG]) -> list[str]:
+    """Short names of the models, all different: configs, or else names of files, or else paths."""
+    candidates = ([m.config for m in models], [Path(path).stem for path in paths], paths)
+    return next((names for names in candidates if len(set(names)) == len(names)), paths)
+
+
+def _write_posteriors(path: str, names: list[str], reports: list[Report]) -> None:
+    """Labels and posteriors of every row; the file is whole or not there."""
+    import os
+
     import numpy as np
 
-    arrays = {report.name: report.posteriors for report in reports if report.posteriors is not None}
-    np.savez(path, labels=reports[0].labels, **arrays)  # type: ignore[arg-type]
+    arrays: dict[str, Any] = {name: report.posteriors for name, report in zip(names, reports, strict=True)}
+    temporary = f"{path}.tmp"
+    with open(temporary, "wb") as file:
+        np.savez(file, labels=reports[0].labels, **arrays)
+    os.replace(temporary, path)
