@@ -25,12 +25,16 @@ def blocks(language: str) -> list[str]:
 
 
 def test_form():
-    """What CI relies on: the first block is the two commands; python and bash blocks are executed here."""
+    """What CI relies on: the first block is the two commands; python and bash blocks are executed here.
+
+    The second is not ``python -m pytest``: that would import the sources here, without an extension, not what
+    ``pip install .`` installed.
+    """
     language, commands = BLOCKS[0]
     assert language == "sh"
     assert commands.splitlines() == [
         "pip install . && vggnet quickstart",
-        "pip install '.[test]' && python -m pytest",
+        "pip install '.[test]' && pytest",
     ]
     assert len(TEXT.splitlines()) < 150
     assert {name for name, _ in BLOCKS[1:]} == {"python", "bash", "text"}
