@@ -165,7 +165,8 @@ class Protocol:
             else:
                 mirror = " and its mirror image" if self.mirror else ""
                 lines.append(f"Centre crop{mirror}, at floor((side - crop) / 2) on each axis.")
-            lines.append("Soft-max outputs of the crops are averaged.")
+            one = part.kind == "center" and not self.mirror
+            lines.append("Then soft-max." if one else "Soft-max outputs of the crops are averaged.")
         if self.kind == "combined":
             lines.append("Combined: mean of the dense and the multi-crop posteriors.")
         if len(self.scales) > 1:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
-    from .train import Row
+    from .history import Row
 
 _SCALE = 3  # drawn this much larger, then reduced: Pillow's lines are not antialiased
 _INK, _SOFT, _GRID, _PAPER = "#1f2430", "#6b7280", "#e5e7eb", "#ffffff"

@@ -16,9 +16,10 @@ from . import data, picture, recipes, rng
 from .augment import pixel_statistics
 from .checkpoint import write_text
 from .evaluate import Progress, Protocol, Report, compare
+from .history import History
 from .models import VGG
 from .rng import Purpose
-from .train import History, Recipe, fit
+from .train import Recipe, fit
 
 PICTURED = 12  # test images in predictions.png
 

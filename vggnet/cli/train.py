@@ -26,7 +26,8 @@ from .common import (
 
 if TYPE_CHECKING:
     from ..data import Dataset
-    from ..train import History, Recipe
+    from ..history import History
+    from ..train import Recipe
 
 EXAMPLES = """\
   vggnet train --data sample --out runs/sample
