@@ -423,6 +423,9 @@ def test_another_run_in_the_directory_is_never_mixed_in(tmp_path):
         fit(net(dropout=0.1), data, recipe=recipe, checkpoint=tmp_path, resume=True)
     with pytest.raises(ValueError, match="training images is "):
         fit(net(), patterns(16), recipe=recipe, checkpoint=tmp_path, resume=True)
+    other = ArrayDataset([data.image(i) for i in range(12)], np.roll(data.labels, 1), CLASSES)
+    with pytest.raises(ValueError, match="checksum of the training labels is "):
+        fit(net(), other, recipe=recipe, checkpoint=tmp_path, resume=True)
     with pytest.raises(ValueError, match="resume=True needs checkpoint="):
         fit(net(), data, recipe=recipe, resume=True)
     with pytest.raises(ValueError, match="checkpoint_every is 0"):

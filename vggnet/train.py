@@ -15,6 +15,7 @@ import os
 import signal
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -320,6 +321,7 @@ class _Trainer:
         return {
             "training images": len(self.data),
             "held-out images": 0 if self.held_out is None else len(self.held_out),
+            "checksum of the training labels": zlib.crc32(self.labels.data),
         }
 
     def _save(self) -> Path | None:
