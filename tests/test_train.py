@@ -424,7 +424,7 @@ def test_another_run_in_the_directory_is_never_mixed_in(tmp_path):
     with pytest.raises(ValueError, match="training images is "):
         fit(net(), patterns(16), recipe=recipe, checkpoint=tmp_path, resume=True)
     other = ArrayDataset([data.image(i) for i in range(12)], np.roll(data.labels, 1), CLASSES)
-    with pytest.raises(ValueError, match="checksum of the training labels is "):
+    with pytest.raises(ValueError, match="training labels' checksum is "):
         fit(net(), other, recipe=recipe, checkpoint=tmp_path, resume=True)
     with pytest.raises(ValueError, match="resume=True needs checkpoint="):
         fit(net(), data, recipe=recipe, resume=True)

@@ -321,7 +321,7 @@ class _Trainer:
         return {
             "training images": len(self.data),
             "held-out images": 0 if self.held_out is None else len(self.held_out),
-            "checksum of the training labels": zlib.crc32(self.labels.data),
+            "training labels' checksum": zlib.crc32(self.labels.data),
         }
 
     def _save(self) -> Path | None:
