@@ -15,6 +15,8 @@ try:
 except ImportError:
     torch = None
 
+if np.lib.NumpyVersion(np.__version__) < "2.1.0":
+    pytest.skip("NumPy's own DLPack is older than 1.0", allow_module_level=True)
 needs_torch = pytest.mark.skipif(torch is None, reason="torch, an optional second opinion, is not installed")
 DTYPES = ["float32", "int64", "uint8"]
 VERSIONED = {"max_version": (1, 0)}
