@@ -20,6 +20,7 @@ enum {
     NARROW = 12,           /* maps narrower than this are expanded */
     FEW = 4,               /* so are inputs of at most so many channels */
     CHUNK_BYTES = 2 << 20, /* of staged panels, about */
+    CHUNK_PIXELS = 256,    /* but not fewer: dw is read and written once a chunk */
     BAND_PIXELS = 512,     /* of a sum in registers, at most (but a row) */
     STRIDE_PAD = 16,       /* floats between panels; keeps them off the same cache sets */
     TASKS_A_THREAD = 8,    /* for balance */
@@ -54,7 +55,7 @@ static enum vgg_status make_plan(struct plan *p, struct vgg_context *ctx, const 
                 vgg_add_size(&pixel, p->k, p->columns) && vgg_mul_size(&pixel, pixel, sizeof(float));
     if (fits) {
         p->x_panels = vgg_ceil_div(p->columns, gemm->nr);
-        size_t pixels = vgg_max_size(CHUNK_BYTES / pixel, 64);
+        size_t pixels = vgg_max_size(CHUNK_BYTES / pixel, CHUNK_PIXELS);
         p->images = area < pixels ? vgg_min_size(pixels / area, vgg_max_size(p->n, 1)) : 1;
         p->rows = vgg_ceil_div(p->h, vgg_ceil_div(area, vgg_max_size(pixels, p->w)));
         p->chunks_an_image = vgg_ceil_div(p->h, p->rows);
