@@ -362,6 +362,7 @@ def posteriors(model: VGG, images: Sequence[Image], protocol: Protocol | str = "
     return result
 
 
+CHUNK_BATCHES = 16  # forward passes of a full batch on one group of images, at most about
 CHUNK_BYTES = 1 << 26  # rescaled images held at once by a consumer; one image is always taken
 
 
@@ -603,13 +604,19 @@ def compare(
     parts = {(id(m), part): (m, part) for group in groups for m, p in group for part in p.parts()}
     keys = list(dict.fromkeys(_key(m, p, scale) for m, p in parts.values() for scale in p.scales))
     batch = max(p.batch for _, p in parts.values())
+    # Images that are computed together: enough to fill batches, few enough that progress shows.
+    together = int(CHUNK_BATCHES * batch / sum(_crops_per_image(m, p) for m, p in parts.values()))
+    together = min(max(together, 1), batch)
 
     counts = [_Count(n, group[0][0].num_classes, keep_posteriors) for group in groups]
     spent = dict.fromkeys(parts, 0.0)
     waited = 0.0
     # The loader carries whatever its transform makes of an image: here the image at every scale.
     loader = Loader(
-        dataset, batch, transform=lambda image, _: cast(Any, _pyramid(image, keys)), strict=strict or None
+        dataset,
+        together,
+        transform=lambda image, _: cast(Any, _pyramid(image, keys)),
+        strict=strict or None,
     )
     clock = time.perf_counter()
     for rows, chunk, _ in cast("Iterable[tuple[Rows, list[Pyramid], Rows]]", loader):
@@ -683,6 +690,14 @@ def _pairs(entry: Any, protocol: Protocol | str) -> list[tuple[VGG, Protocol]]:
 
 def _used(group: Sequence[tuple[VGG, Protocol]]) -> list[tuple[int, Protocol]]:
     return list(dict.fromkeys((id(m), part) for m, p in group for part in p.parts()))
+
+
+def _crops_per_image(model: VGG, part: Protocol) -> float:
+    """What an image costs, in forward passes of one crop."""
+    flips = 2 if part.mirror else 1
+    if part.kind == "dense":
+        return flips * sum(scale**2 for scale in part.scales) / model.input_size**2
+    return flips * len(part.scales) * {"center": 1, "ten-crop": 5, "multi-crop": part.grid**2}[part.kind]
 
 
 def _report(
