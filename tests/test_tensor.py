@@ -400,6 +400,8 @@ def test_array_protocol():
     assert np.shares_memory(t.__array__(np.float32, copy=False), t.numpy())
     assert np.shares_memory(t.__array__(), t.numpy())
     assert not np.shares_memory(t.__array__(copy=True), t.numpy())
+    assert np.asarray(t, ">f4").dtype == t.__array__(">f4").dtype == ">f4"
+    assert t.__array__(">f4").tolist() == [1.0, 2.0]
     with pytest.raises(ValueError, match="copy=False"):
         t.__array__(np.int8, copy=False)
     with pytest.raises(TypeError):

@@ -275,7 +275,9 @@ static PyObject *tensor_array(PyObject *object, PyObject *args, PyObject *kwargs
         return NULL;
     PyObject *array = NULL, *result = NULL;
     bool host = self->storage->device.backend->host;
-    bool cast = descr && descr->type_num != vggpy_numpy_type(self->dtype);
+    PyArray_Descr *own = PyArray_DescrFromType(vggpy_numpy_type(self->dtype)); /* of a built-in type: never NULL */
+    bool cast = descr && !PyArray_EquivTypes(descr, own);                      /* also another byte order */
+    Py_DECREF((PyObject *)own);
     if (must_copy == 0 && (!host || cast)) {
         PyErr_SetString(PyExc_ValueError, "__array__: copy=False, but another dtype or device needs a copy");
         goto done;
