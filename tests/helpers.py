@@ -38,7 +38,7 @@ class Guarded:
 
 def unaligned(a, floats=1):
     """A C-contiguous copy whose first byte is `floats` floats (or items) off a 64-byte boundary."""
-    a = np.ascontiguousarray(a)
+    a = np.asarray(a, order="C")
     buffer = np.empty(a.nbytes + 192, np.uint8)
     start = -buffer.ctypes.data % 64 + floats * a.itemsize
     out = buffer[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
@@ -87,14 +87,16 @@ def survives_failed_allocations(function, most=200):
     time before, and nothing leaked. -> how many allocations it makes."""
     function()
     for n in range(1, most):
-        before = _C.memory_stats()["current_bytes"]
+        before = _C.memory_stats()["current"]
         _C._fail_allocation(n)
+        failed = False
         try:
             function()
         except MemoryError:
-            assert _C.memory_stats()["current_bytes"] == before, f"allocation {n} failed and bytes leaked"
-            continue
+            failed = True  # outside of this block the traceback no longer holds what the function had
         finally:
             _C._fail_allocation(0)
-        return n - 1
+        if not failed:
+            return n - 1
+        assert _C.memory_stats()["current"] == before, f"allocation {n} failed and bytes leaked"
     raise AssertionError(f"still failing after {most} allocations")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vggnet import _C
 
 import tolerance
-from helpers import Guarded, call, survives_failed_allocations
+from helpers import call, survives_failed_allocations
 from reference import conv2d as reference
 from reference import max_pool2d, net
 
@@ -41,6 +41,12 @@ FUSIONS = [
     (False, True, "ceil"),
     (True, False, "ceil"),
 ]
+
+
+def fusions(shape):
+    """All for the smoke shapes, two for the many. A floor pool needs two rows and columns."""
+    chosen = FUSIONS if shape in SMOKE else FUSIONS[:2]
+    return [f for f in chosen if f[2] != "floor" or min(shape[1:3]) > 1]
 
 
 def label(shape):
@@ -145,7 +151,7 @@ def _case(shape, size, fusion):
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES, ids=label)
 def test_forward(isa, shape, size):
-    for fusion in FUSIONS[: 5 if shape in SMOKE else 2]:
+    for fusion in fusions(shape):
         x, w, b, expected, _, _ = _case(shape, size, fusion)
         _, relu, pool = fusion
         result = forward(x, w, b, relu=relu, pool=pool)
@@ -161,7 +167,7 @@ def test_forward(isa, shape, size):
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES, ids=label)
 def test_backward_input(isa, shape, size):
-    for fusion in FUSIONS[: 5 if shape in SMOKE else 2]:
+    for fusion in fusions(shape):
         x, w, _, y, index, dy = _case(shape, size, fusion)
         _, relu, pool = fusion
         masks = {"y": y.astype(np.float32) if relu else None, "index": index}
@@ -174,7 +180,7 @@ def test_backward_input(isa, shape, size):
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES, ids=label)
 def test_backward_weight(isa, shape, size):
-    for fusion in FUSIONS[: 5 if shape in SMOKE else 2]:
+    for fusion in fusions(shape):
         x, w, b, y, index, dy = _case(shape, size, fusion)
         with_bias, relu, pool = fusion
         masks = {"y": y.astype(np.float32) if relu else None, "index": index}
@@ -193,7 +199,7 @@ def test_backward_weight(isa, shape, size):
 @pytest.mark.parametrize("shape", SHAPES, ids=label)
 def test_integers_are_exact(isa, rng, shape, size):
     x, w, b = integers(rng, *shape, size)
-    for pool in (None, "floor", "ceil"):
+    for pool in (None, "ceil", "floor")[: 2 if min(shape[1:3]) < 2 else 3]:
         y = forward(x, w, b, relu=True, pool=pool)
         expected = reference.fused(wide(x), wide(w), wide(b), True, pool)
         index = None
@@ -222,6 +228,7 @@ def test_integers_are_exact(isa, rng, shape, size):
 )
 @settings(derandomize=True, deadline=None, max_examples=60)
 def test_any_shape_is_exact_on_integers(shape, size, relu, pool, offset):
+    pool = "ceil" if pool and min(shape[1:3]) < 2 else pool
     x, w, b = integers(np.random.default_rng([*shape, size]), *shape, size)
     y = forward(x, w, b, relu=relu, pool=pool, offset=offset)
     expected = reference.fused(wide(x), wide(w), wide(b), relu, pool)
@@ -351,7 +358,7 @@ def test_empty_batch_zeroes_sums():
 
 
 def test_long_sums_of_positives():
-    """3.2 million positives: a sequential float32 sum is off by 2e-4; blocked ones keep the tolerance."""
+    """320,000 positives: a sequential float32 sum is off by 5e-5, blocked ones by parts of a million."""
     n, h, w = 8, 200, 200
     rng = np.random.default_rng(5)
     x = rng.uniform(0.5, 1, (n, h, w, 1)).astype(np.float32)
@@ -359,8 +366,7 @@ def test_long_sums_of_positives():
     results = _C.conv2d_backward_weight(dy, x, 1)
     expected = reference.backward_weight(wide(dy), wide(x), 1)
     for name, result, value in zip(("dw", "db"), results, expected, strict=True):
-        bound = tolerance.CONV2D_BACKWARD_WEIGHT["direct"] * tolerance.EPS32 * value
-        tolerance.assert_within(result.numpy(), value, bound, name)
+        tolerance.assert_within(result.numpy(), value, tolerance.long_sum_bound(value, n * h * w), name)
 
 
 # ---------------------------------------------------------------------------------------------- arguments
@@ -381,6 +387,7 @@ def zeros(*shape):
         ((zeros(1, 4, 4, 3), zeros(8, 27)), {}, ["w", "(8, 27)"]),
         ((zeros(1, 4, 4, 3), zeros(8, 3, 3, 3), zeros(7)), {}, ["b", "(7,)", "8"]),
         ((zeros(1, 4, 4, 3), zeros(8, 3, 3, 3)), {"algorithm": "fft"}, ["algorithm", "fft", "direct"]),
+        ((zeros(1, 1, 4, 3), zeros(8, 3, 3, 3)), {"pool": True}, ["1 x 4", "2 x 2", "pool"]),
         ((zeros(1, 4, 4, 3), zeros(8, 3, 3, 3)), {"pool": "up"}, ["pool", "up", "ceil"]),
         (
             (zeros(1, 4, 4, 3), zeros(8, 3, 3, 3)),
@@ -408,7 +415,7 @@ def test_backward_errors():
         (lambda: _C.conv2d_backward_input(zeros(1, 2, 2, 8), w, index=index), ["input_shape"]),
         (
             lambda: _C.conv2d_backward_input(zeros(1, 2, 2, 8), w, index=index, input_shape=(1, 7, 4, 3)),
-            ["(1, 7, 4, 3)"],
+            ["dy", "(1, 2, 2, 8)", "7 x 4"],
         ),
         (
             lambda: _C.conv2d_backward_input(zeros(1, 2, 2, 8), w, index=index[:, :1], input_shape=x.shape),
@@ -416,7 +423,7 @@ def test_backward_errors():
         ),
         (
             lambda: _C.conv2d_backward_weight(dy, zeros(1, 5, 4, 3)),
-            ["conv2d_backward_weight", "(1, 5, 4, 3)"],
+            ["conv2d_backward_weight", "dy", "(1, 4, 4, 8)", "5 x 4"],
         ),
         (lambda: _C.conv2d_backward_weight(dy, x, 2), ["kernel_size", "2"]),
         (
@@ -439,30 +446,28 @@ def test_wrong_types():
         _C.conv2d(np.zeros((1, 4, 4, 3), np.complex64), w)
     with pytest.raises((TypeError, ValueError)):
         _C.conv2d("image", w)
+    need = _C.conv2d_workspace(x.shape, w.shape, algorithm="direct")
+    small = _C.empty((max(need, 1) - 1,), "uint8")
     with pytest.raises(ValueError, match="workspace"):
-        need = _C.conv2d_workspace(x.shape, w.shape, algorithm="direct")
-        if not need:
-            raise ValueError("workspace: none needed")
-        _C.conv2d(x, w, algorithm="direct", workspace=_C.empty((need - 1,), "uint8"))
+        _C.conv2d(x, w, algorithm="direct", workspace=small)
 
 
 @pytest.mark.parametrize("place", [4, 255])
 def test_index_out_of_range(place):
-    """An index that no pooling makes is an error, and nothing is written out of bounds."""
-    dy, w, x = zeros(1, 2, 2, 8), zeros(8, 3, 3, 3), zeros(1, 4, 4, 3)
-    index = np.full((1, 2, 2, 8), place, np.uint8)
-    for function, shapes in [
-        (
-            lambda out: _C.conv2d_backward_input(dy, w, index=index, input_shape=x.shape, out=out[0]),
-            [x.shape],
-        ),
-        (lambda out: _C.conv2d_backward_weight(dy, x, 3, index=index, out=out), [w.shape, (8,)]),
-    ]:
-        guarded = [Guarded(shape) for shape in shapes]
-        with pytest.raises(ValueError, match="index"):
-            function(tuple(g.tensor for g in guarded))
-        for g in guarded:
-            g.check()
+    """An index that no pooling makes names no winner: its gradient goes nowhere, least of all out of bounds."""
+    rng = np.random.default_rng(place)
+    dy, w, x = (rng.standard_normal(s).astype(np.float32) for s in [(1, 2, 2, 8), (8, 3, 3, 3), (1, 4, 4, 3)])
+    index = rng.integers(0, 4, dy.shape).astype(np.uint8)
+    index[0, 1, 0, 5] = index[0, 0, 1, 7] = place
+    g = reference.fused_gradient(wide(dy), None, index, x.shape)
+    dx = backward_input(dy, w, None, index, x.shape, "floor")
+    bound = tolerance.conv2d_backward_input_bound(g, wide(w))
+    tolerance.assert_within(dx, reference.backward_input(g, wide(w)), bound, "dx")
+    results = backward_weight(dy, x, 3, None, index, "floor")
+    expected = reference.backward_weight(g, wide(x), 3)
+    bounds = tolerance.conv2d_backward_weight_bound(g, wide(x), 3)
+    for name, result, value, bound in zip(("dw", "db"), results, expected, bounds, strict=True):
+        tolerance.assert_within(result, value, bound, name)
 
 
 def test_sizes_that_overflow():

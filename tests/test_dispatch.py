@@ -16,10 +16,15 @@ from reference import conv2d
 ISAS = ["scalar", "avx2", "avx512"]
 AVAILABLE = list(_C.build_info()["isa_available"])
 
-CHILD = """ import json, sys import numpy as np from vggnet import _C rng = np.random.default_rng(0) x, w =
-(rng.standard_normal(s).astype(np.float32) for s in [(2, 9, 11, 19), (37, 3, 3, 19)]) y = _C.conv2d(x, w,
-algorithm="direct").numpy() print(json.dumps({"info": _C.build_info(), "kernels": _C.kernels(), "threads":
-_C.get_num_threads(), "y": y.tolist()}))
+CHILD = """
+import json
+import numpy as np
+from vggnet import _C
+rng = np.random.default_rng(0)
+x, w = (rng.standard_normal(s).astype(np.float32) for s in [(2, 9, 11, 19), (37, 3, 3, 19)])
+y = _C.conv2d(x, w, algorithm="direct").numpy().tolist()
+state = {"info": _C.build_info(), "kernels": _C.kernels(), "threads": _C.get_num_threads()}
+print(json.dumps({**state, "y": y}))
 """
 
 

@@ -176,7 +176,7 @@ def zeros(*shape):
         ),
         (
             lambda: _C.linear_backward_weight(zeros(2, 5), zeros(3, 4)),
-            ["linear_backward_weight", "(3, 4)", "2"],
+            ["linear_backward_weight", "(2, 5)", "3 rows"],
         ),
         (lambda: _C.linear_backward_weight(zeros(2, 5), zeros(2, 4), accumulate=True), ["accumulate", "out"]),
     ],

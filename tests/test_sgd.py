@@ -114,7 +114,7 @@ def test_average_of_lists(rng, threads):
 def test_average_errors():
     a, b = _C.zeros((3,)), _C.zeros((4,))
     for function, kind, word in [
-        (lambda: _C.average_gradients_([]), ValueError, "lists_of_tensors"),
+        (lambda: _C.average_gradients_([]), ValueError, "lists"),
         (lambda: _C.average_gradients_([[a], [b]]), ValueError, "(4,)"),
         (lambda: _C.average_gradients_([[a], [a, a]]), ValueError, "2"),
         (lambda: _C.average_gradients_([[a], [_C.zeros((3,))]], weights=[1.0]), ValueError, "weights"),
