@@ -120,20 +120,6 @@ struct call {
  *
  * panel[(r * ks + s) * ci + i][j]: weight of input channel i for output channel panel * NR + j; 0 beyond the last. */
 
-/* Forward: w[k][q], q = (r, s, c), is transposed; in blocks of a cache line so that both sides stay in L1. */
-static void pack_forward(float *restrict panel, const float *restrict w, size_t outs, size_t depth, size_t nr)
-{
-    enum { LINE = 16 };
-    for (size_t q0 = 0; q0 < depth; q0 += LINE) {
-        size_t q1 = vgg_min_size(depth, q0 + LINE);
-        for (size_t j = 0; j < outs; j++)
-            for (size_t q = q0; q < q1; q++)
-                panel[q * nr + j] = w[j * depth + q];
-        for (size_t q = q0; outs < nr && q < q1; q++)
-            memset(panel + q * nr + outs, 0, (nr - outs) * sizeof *panel);
-    }
-}
-
 /* Input gradient: w[i][r][s][c], rotated: panel row (r, s, i) is nr channels of w[i][ks - 1 - r][ks - 1 - s]. */
 static void pack_rotated(float *restrict panel, const float *restrict w, size_t outs, const struct plan *p)
 {
@@ -149,10 +135,12 @@ static void pack_task(void *argument, size_t panel, int thread)
     const struct plan *p = &call->p;
     size_t first = panel * p->gemm->nr, outs = vgg_min_size(p->gemm->nr, p->co - first);
     float *to = call->packed + panel * p->panel_floats;
-    if (call->g == NULL)
-        pack_forward(to, call->w + first * p->ks * p->ks * p->ci, outs, p->ks * p->ks * p->ci, p->gemm->nr);
-    else
+    if (call->g == NULL) { /* w[k][q], q = (r, s, c), transposed */
+        size_t depth = p->ks * p->ks * p->ci;
+        vgg_transpose_to_panel(to, call->w + first * depth, depth, outs, depth, p->gemm->nr);
+    } else {
         pack_rotated(to, call->w + first, outs, p);
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------ a band */

@@ -163,13 +163,8 @@ static void pack_x_task(void *argument, size_t task, int thread)
     size_t in = call->s.in, nr = call->gemm->nr, blocks = vgg_ceil_div(in, BLOCK);
     size_t row = task / blocks * nr, rows = vgg_min_size(nr, call->s.n - row);
     size_t begin = task % blocks * BLOCK, end = vgg_min_size(in, begin + BLOCK);
-    float *restrict to = call->first + task / blocks * in * nr;
-    const float *restrict from = call->x + row * in;
-    memset(to + begin * nr, 0, (rows < nr ? end - begin : 0) * nr * sizeof *to);
-    for (size_t i0 = begin; i0 < end; i0 += 16) /* a cache line at a time, so that both sides stay in L1 */
-        for (size_t j = 0; j < rows; j++)
-            for (size_t i = i0; i < vgg_min_size(end, i0 + 16); i++)
-                to[i * nr + j] = from[j * in + i];
+    float *to = call->first + (task / blocks * in + begin) * nr;
+    vgg_transpose_to_panel(to, call->x + row * in + begin, in, rows, end - begin, nr);
 }
 
 /* Task: a block of outputs, all of the batch. tiles[panel][output][j], j a row of x. */

@@ -3,6 +3,7 @@
 #define VGG_PANELS_H
 
 #include <stddef.h>
+#include <stdint.h>
 #include <string.h>
 
 /* The widths of panels: the tiles of kernels.def. A panel's row wants its width as a constant, so that it is a vector or
@@ -36,6 +37,53 @@ static inline void vgg_to_panels(float *to, size_t panel_floats, const float *fr
     case constant: vgg_to_panels_width(to, panel_floats, from, from_row, rows, columns, constant); break;
         VGG_EACH_WIDTH(VGG_TO_PANELS)
     default: vgg_to_panels_width(to, panel_floats, from, from_row, rows, columns, width);
+    }
+}
+
+typedef float vgg_quad __attribute__((vector_size(16)));
+
+/* Lanes of a and b, 0..3 and 4..7, by number. */
+#if defined(__clang__) || __GNUC__ >= 12
+#define VGG_LANES(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define VGG_LANES(a, b, i, j, k, l) __builtin_shuffle(a, b, (int32_t __attribute__((vector_size(16)))){i, j, k, l})
+#endif
+
+/* to[column * width + row] = from[row * from_row + column], four by four in registers. */
+static inline void vgg_transpose_quad(float *to, size_t width, const float *from, size_t from_row)
+{
+    vgg_quad a, b, c, d;
+    memcpy(&a, from, sizeof a);
+    memcpy(&b, from + from_row, sizeof b);
+    memcpy(&c, from + 2 * from_row, sizeof c);
+    memcpy(&d, from + 3 * from_row, sizeof d);
+    const vgg_quad ab_lo = VGG_LANES(a, b, 0, 4, 1, 5), ab_hi = VGG_LANES(a, b, 2, 6, 3, 7);
+    const vgg_quad cd_lo = VGG_LANES(c, d, 0, 4, 1, 5), cd_hi = VGG_LANES(c, d, 2, 6, 3, 7);
+    a = VGG_LANES(ab_lo, cd_lo, 0, 1, 4, 5);
+    b = VGG_LANES(ab_lo, cd_lo, 2, 3, 6, 7);
+    c = VGG_LANES(ab_hi, cd_hi, 0, 1, 4, 5);
+    d = VGG_LANES(ab_hi, cd_hi, 2, 3, 6, 7);
+    memcpy(to, &a, sizeof a);
+    memcpy(to + width, &b, sizeof b);
+    memcpy(to + 2 * width, &c, sizeof c);
+    memcpy(to + 3 * width, &d, sizeof d);
+}
+
+/* A panel from a transposed matrix: to[column * width + row] = from[row * from_row + column], 0 for row from `rows` up to
+ * width. */
+static inline void vgg_transpose_to_panel(float *restrict to, const float *restrict from, size_t from_row, size_t rows,
+                                          size_t columns, size_t width)
+{
+    enum { LINE = 16 }; /* a cache line of each row at a time, so that both sides stay in L1 */
+    for (size_t begin = 0; begin < columns; begin += LINE) {
+        size_t end = columns - begin < LINE ? columns : begin + LINE;
+        size_t rows4 = end - begin == LINE ? rows / 4 * 4 : 0;
+        for (size_t row = 0; row < rows4; row += 4)
+            for (size_t column = begin; column < end; column += 4)
+                vgg_transpose_quad(to + column * width + row, width, from + row * from_row + column, from_row);
+        for (size_t row = rows4; row < width; row++)
+            for (size_t column = begin; column < end; column++)
+                to[column * width + row] = row < rows ? from[row * from_row + column] : 0;
     }
 }
 
