@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from vggnet import _C, VGG, DeviceError, Rng, load, ops
 
 HERE = Path(__file__).parent

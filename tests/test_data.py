@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from reference import philox
-
 from vggnet import ImageError, VggError, data
 from vggnet.data import ArrayDataset, Dataset, FashionMNIST, ImageFolder, Loader, Subset, sample, split
 from vggnet.data import fashion_mnist as fashion_mnist_module
 from vggnet.rng import Purpose
+
+from reference import philox
 
 ROOT = Path(__file__).parent.parent
 

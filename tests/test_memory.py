@@ -8,7 +8,6 @@ import sys
 
 import numpy as np
 import pytest
-
 import vggnet as vgg
 from vggnet import _C, ops
 
@@ -74,7 +73,9 @@ def test_the_plan_of_another_size_goes_up_to_pool5() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_a_plan_that_is_too_small_fails_and_does_not_grow(monkeypatch: pytest.MonkeyPatch, training: bool) -> None:
+def test_a_plan_that_is_too_small_fails_and_does_not_grow(
+    monkeypatch: pytest.MonkeyPatch, training: bool
+) -> None:
     from vggnet.run import Arena
 
     model = vgg.VGG("A", **SMALL)

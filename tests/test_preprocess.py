@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-
 from vggnet import ImageError, VggError, WeightsError
 from vggnet.preprocess import FILTERS, Preprocessing, check_image, load_image, rescale, rescaled_size
 

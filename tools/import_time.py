@@ -8,7 +8,9 @@ PROGRAM = "import time; import numpy; t = time.perf_counter(); import vggnet; pr
 
 def main() -> None:
     seconds = [
-        float(subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True).stdout)
+        float(
+            subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True).stdout
+        )
         for _ in range(10)
     ]
     print(f"import vggnet: {min(seconds) * 1000:.1f} ms beyond NumPy (least of {len(seconds)})")

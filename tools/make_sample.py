@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-
 from vggnet.data import FASHION_MNIST_DIR, FashionMNIST
 
 SEED = 0

@@ -6,16 +6,18 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from . import _C, ops
 from .configs import CONFIGS, STRIDE, Layer, count_parameters, layers_of, parameter_shapes, pool5_halo
 from .init import INITS, initialise
 from .rng import Rng
-from .run import FLOAT_BYTES, MemoryPlan, Plan, Run, as_input, flat, nbytes
+from .run import FLOAT_BYTES, MemoryPlan, Plan, Run, as_input, nbytes
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 ILSVRC_MEAN = (123.68, 116.779, 103.939)  # RGB, 0..255 scale: of the authors' released models
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, which turns an RGB mean into that of gray images
@@ -157,7 +159,9 @@ class VGG:
 
     # ---------------------------------------------------------------- passes
 
-    def _plan(self, shape: Sequence[int], layers: Sequence[str] | None, *, training: bool, keep: bool) -> Plan:
+    def _plan(
+        self, shape: Sequence[int], layers: Sequence[str] | None, *, training: bool, keep: bool
+    ) -> Plan:
         names = self.layer_names
         taps = ("fc8",) if layers is None else tuple(layers)
         if not taps:
@@ -296,7 +300,9 @@ class VGG:
         gradients, _ = run.backward({"fc8": dlogits}, grads=grads, accumulate=accumulate, ready=ready)
         return loss, gradients
 
-    def memory_plan(self, batch: int, *, size: int | tuple[int, int] | None = None, training: bool = False) -> MemoryPlan:
+    def memory_plan(
+        self, batch: int, *, size: int | tuple[int, int] | None = None, training: bool = False
+    ) -> MemoryPlan:
         """Bytes that a pass will take, by purpose, from shapes alone: nothing is allocated.
 
         Parameters
@@ -378,7 +384,9 @@ class VGG:
         rows = whole.shapes["pool5"][1]
         halo = pool5_halo(self.config)
 
-        def band_of(first: int, last: int) -> tuple[int, int]:  # rows of the image that pool5's first..last-1 need
+        def band_of(
+            first: int, last: int
+        ) -> tuple[int, int]:  # rows of the image that pool5's first..last-1 need
             return STRIDE * max(first - halo, 0), height if last + halo >= rows else STRIDE * (last + halo)
 
         def cost(count: int) -> int:  # of the costliest band of `count` rows
@@ -457,9 +465,8 @@ class VGG:
         from . import evaluate
         from .preprocess import load_image
 
-        if isinstance(images, (str, os.PathLike)) or not isinstance(images, Iterable):
-            images = [images]
-        elif isinstance(images, np.ndarray) and images.ndim <= 3:
+        one_array = isinstance(images, np.ndarray) and images.ndim <= 3
+        if one_array or isinstance(images, (str, os.PathLike)) or not isinstance(images, Iterable):
             images = [images]
         if top < 1:
             raise ValueError(f"predict: top is {top}; expected at least 1")
@@ -516,7 +523,9 @@ class VGG:
         shapes = parameter_shapes(self.layers)
         missing, unknown = sorted(shapes.keys() - arrays.keys()), sorted(arrays.keys() - shapes.keys())
         if missing or unknown:
-            raise _C.WeightsError(f"weights of {self!r}: missing {missing or 'none'}, unknown {unknown or 'none'}")
+            raise _C.WeightsError(
+                f"weights of {self!r}: missing {missing or 'none'}, unknown {unknown or 'none'}"
+            )
         for name, shape in shapes.items():
             if tuple(arrays[name].shape) != shape:
                 raise _C.WeightsError(f"weights: {name} has shape {arrays[name].shape}; expected {shape}")
@@ -543,7 +552,9 @@ def load(path: str | os.PathLike[str], *, device: str = "cpu") -> VGG:
 
     arrays, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT or "model" not in metadata:
-        raise _C.WeightsError(f"{os.fspath(path)}: not a model file of vggnet (format {metadata.get('format')!r})")
+        raise _C.WeightsError(
+            f"{os.fspath(path)}: not a model file of vggnet (format {metadata.get('format')!r})"
+        )
     try:
         model = VGG(**json.loads(metadata["model"]), init=None, device=device)
     except (TypeError, ValueError) as error:

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from . import _C
+
+if TYPE_CHECKING:
+    import numpy.typing as npt  # only for annotations: importing it takes longer than all of vggnet
 
 
 class Purpose(IntEnum):
@@ -64,24 +67,18 @@ def rows_of(epoch: int, images: Sequence[int] | npt.NDArray[np.integer]) -> npt.
     return (np.int64(epoch) << np.int64(32)) | np.asarray(images, dtype=np.int64)
 
 
-def bits64(
-    seed: int, rows: npt.NDArray[np.int64], purpose: int, count: int = 1
-) -> npt.NDArray[np.uint64]:
+def bits64(seed: int, rows: npt.NDArray[np.int64], purpose: int, count: int = 1) -> npt.NDArray[np.uint64]:
     """`count` random 64-bit words a row, (N, count)."""
     words = _C.random_bits(seed, rows, purpose, 2 * count).astype(np.uint64)
     return (words[:, 0::2] << np.uint64(32)) | words[:, 1::2]
 
 
-def uniform(
-    seed: int, rows: npt.NDArray[np.int64], purpose: int, count: int = 1
-) -> npt.NDArray[np.float64]:
+def uniform(seed: int, rows: npt.NDArray[np.int64], purpose: int, count: int = 1) -> npt.NDArray[np.float64]:
     """`count` numbers a row, uniform in [0, 1), (N, count) float64 with 53 random bits."""
     return (bits64(seed, rows, purpose, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def normal(
-    seed: int, rows: npt.NDArray[np.int64], purpose: int, count: int = 1
-) -> npt.NDArray[np.float64]:
+def normal(seed: int, rows: npt.NDArray[np.int64], purpose: int, count: int = 1) -> npt.NDArray[np.float64]:
     """`count` numbers a row from N(0, 1), (N, count) float64 (Box-Muller)."""
     u = uniform(seed, rows, purpose, 2 * count)
     radius = np.sqrt(-2.0 * np.log1p(-u[:, 0::2]))  # log1p(-u): u may be 0, never 1
