@@ -31,8 +31,8 @@ enum vgg_status {
     VGG_INVALID_ARGUMENT, /* the caller's fault: a shape, a size, a value */
     VGG_UNSUPPORTED,      /* valid, but this build or device cannot do it */
     VGG_OUT_OF_MEMORY,
-    VGG_DEVICE,           /* the device or its driver failed */
-    VGG_INTERNAL,         /* ours */
+    VGG_DEVICE,   /* the device or its driver failed */
+    VGG_INTERNAL, /* ours */
 };
 
 /* Owned by the caller; written only when a function returns something other than VGG_OK. */
@@ -219,7 +219,7 @@ struct vgg_crop {
     size_t height, width; /* of the image */
     size_t top, left;     /* of the crop; top + size <= height, left + size <= width */
     bool mirror;
-    float shift[4];       /* added to each channel */
+    float shift[4]; /* added to each channel */
 };
 struct vgg_augment {
     size_t n, size, c; /* c 1..4 */
@@ -255,7 +255,7 @@ struct vgg_backend {
     void (*release)(int device, void *data, size_t bytes);
     enum vgg_status (*upload)(struct vgg_context *ctx, void *to, const void *from_host, size_t bytes);
     enum vgg_status (*download)(struct vgg_context *ctx, void *to_host, const void *from, size_t bytes); /* waits */
-    enum vgg_status (*copy)(struct vgg_context *ctx, void *to, const void *from, size_t bytes); /* same device */
+    enum vgg_status (*copy)(struct vgg_context *ctx, void *to, const void *from, size_t bytes);          /* same device */
     enum vgg_status (*zero)(struct vgg_context *ctx, void *data, size_t bytes);
     enum vgg_status (*synchronize)(struct vgg_context *ctx);
     void (*memory_stats)(int device, struct vgg_memory_stats *stats);

@@ -12,11 +12,11 @@
 enum vgg_status vgg_fail(struct vgg_error *error, enum vgg_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
-#define VGG_TRY(expr)                                   \
-    do {                                                \
-        enum vgg_status vgg_try_status = (expr);        \
-        if (vgg_try_status != VGG_OK)                   \
-            return vgg_try_status;                      \
+#define VGG_TRY(expr) \
+    do { \
+        enum vgg_status vgg_try_status = (expr); \
+        if (vgg_try_status != VGG_OK) \
+            return vgg_try_status; \
     } while (0)
 
 /* "(2, 3, 4)" into text[size]; returns text. Long shapes are cut with "...". */
@@ -25,8 +25,7 @@ char *vgg_shape_text(char *text, size_t size, const size_t *shape, int ndim);
 /* Each check names the operation and the argument in its message. */
 enum vgg_status vgg_expect_dtype(const char *op, const char *name, const struct vgg_array *a, enum vgg_dtype dtype,
                                  struct vgg_error *error);
-enum vgg_status vgg_expect_ndim(const char *op, const char *name, const struct vgg_array *a, int ndim,
-                                struct vgg_error *error);
+enum vgg_status vgg_expect_ndim(const char *op, const char *name, const struct vgg_array *a, int ndim, struct vgg_error *error);
 /* `because` completes "expected (...) because ...". */
 enum vgg_status vgg_expect_shape(const char *op, const char *name, const struct vgg_array *a, const size_t *shape, int ndim,
                                  const char *because, struct vgg_error *error);
@@ -35,14 +34,32 @@ size_t vgg_dtype_size(enum vgg_dtype dtype);
 
 /* ------------------------------------------------------------------------------------------------ sizes (header only) */
 
-static inline bool vgg_mul_size(size_t *out, size_t a, size_t b) { return !__builtin_mul_overflow(a, b, out); }
-static inline bool vgg_add_size(size_t *out, size_t a, size_t b) { return !__builtin_add_overflow(a, b, out); }
+static inline bool vgg_mul_size(size_t *out, size_t a, size_t b)
+{
+    return !__builtin_mul_overflow(a, b, out);
+}
+static inline bool vgg_add_size(size_t *out, size_t a, size_t b)
+{
+    return !__builtin_add_overflow(a, b, out);
+}
 /* The product of a shape times an element size; false on overflow of ptrdiff_t. */
 bool vgg_shape_bytes(size_t *bytes, const size_t *shape, int ndim, size_t element_size);
-static inline size_t vgg_ceil_div(size_t a, size_t b) { return a / b + (a % b != 0); }
-static inline size_t vgg_min_size(size_t a, size_t b) { return a < b ? a : b; }
-static inline size_t vgg_max_size(size_t a, size_t b) { return a > b ? a : b; }
-static inline size_t vgg_align64(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
+static inline size_t vgg_ceil_div(size_t a, size_t b)
+{
+    return a / b + (a % b != 0);
+}
+static inline size_t vgg_min_size(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+static inline size_t vgg_max_size(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+static inline size_t vgg_align64(size_t bytes)
+{
+    return (bytes + 63) & ~(size_t)63;
+}
 
 /* ------------------------------------------------------------------------------------------------ memory (core/memory.c) */
 
