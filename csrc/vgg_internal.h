@@ -111,23 +111,92 @@ struct vgg_gemm_tile {
     bool beta, relu;
 };
 
-/* A row of kernels.def: the kernel, its ISA and its tile. */
-struct vgg_gemm_kernel {
-    const char *name; /* "vgg_sgemm_6x16__avx2" */
-    enum vgg_isa isa;
-    size_t mr, nr;
-    void (*run)(const struct vgg_gemm_tile *tile);
+/* The kernels of Winograd's F(4x4, 3x3), of one image's maps. The mathematics is in kernels/winograd4.h. A run of `tiles`
+ * tiles lies in tile row `row` from tile column `column` on; tile (i, j) has the outputs from pixel (4 i, 4 j) and reads
+ * 6 x 6 pixels from (4 i - 1, 4 j - 1), zeros beyond the map's edges. Element e = 6 i + j of a transformed tile is 0..35. */
+
+/* v[e * v_element + ch / width * v_panel + tile * v_tile + ch % width] = (B^T x B)[e] of the run's tiles, for every channel
+ * ch < c, and zeros up to the next multiple of the kernel's nr. width is a multiple of that, or at least c: then there is one
+ * panel.
+ * With y, x counts where y > 0 and is 0 elsewhere; with index, x, y and index are pooled maps of oh by ow, and x is put where
+ * index says. */
+struct vgg_winograd4_input {
+    const float *x;
+    const float *y;       /* or NULL */
+    const uint8_t *index; /* or NULL */
+    size_t h, w, c;
+    size_t oh, ow; /* of x: pooled with index, else h and w */
+    size_t row, column, tiles;
+    float *v;
+    size_t v_element, v_panel, v_tile, width;
 };
 
-/* The kernel in use: chosen once by vgg_kernels_init, never below scalar. */
-const struct vgg_gemm_kernel *vgg_gemm(void);
+/* u[e * u_element + j] = (G t G^T)[e], where t[r][s] = taps[(3 r + s) * tap + j], for j < count, a multiple of the
+ * kernel's nr. */
+struct vgg_winograd4_weights {
+    const float *taps;
+    size_t tap, count;
+    float *u;
+    size_t u_element;
+};
+
+/* The tiles of the run, A^T m A + bias, of element e = m[e * m_element + tile * m_tile + ch], go to the map y[h][w][k] (or,
+ * pooled, y[oh][ow][k] and index) for ch < channels; y, index, bias and m begin at the first of these channels. m is read up
+ * to the next multiple of the kernel's nr. */
+struct vgg_winograd4_output {
+    const float *m;
+    size_t m_element, m_tile;
+    const float *bias; /* or NULL */
+    bool relu, pool;
+    float *y;
+    uint8_t *index; /* or NULL; pool only */
+    size_t h, w, k; /* of the map before pooling; k: floats from pixel to pixel */
+    size_t oh, ow;  /* of y */
+    size_t channels;
+    size_t row, column, tiles;
+};
+
+/* What kernels do, one slot each: the slot, and the kernel's member in struct vgg_kernel. */
+enum vgg_slot {
+    VGG_SLOT_GEMM,
+    VGG_SLOT_WINOGRAD4_INPUT,
+    VGG_SLOT_WINOGRAD4_WEIGHTS,
+    VGG_SLOT_WINOGRAD4_OUTPUT,
+    VGG_SLOT_COUNT,
+};
+typedef void vgg_gemm_run(const struct vgg_gemm_tile *);
+typedef void vgg_winograd4_input_run(const struct vgg_winograd4_input *);
+typedef void vgg_winograd4_weights_run(const struct vgg_winograd4_weights *);
+typedef void vgg_winograd4_output_run(const struct vgg_winograd4_output *);
+
+/* A row of kernels.def: the kernel, its ISA and its tile. */
+struct vgg_kernel {
+    const char *name; /* "vgg_sgemm_6x16__avx2" */
+    const char *slot_name;
+    enum vgg_slot slot;
+    enum vgg_isa isa;
+    size_t mr, nr; /* of the other kernels than gemm: the pixels and the channels that are worked on at once */
+    union {
+        vgg_gemm_run *gemm;
+        vgg_winograd4_input_run *winograd4_input;
+        vgg_winograd4_weights_run *winograd4_weights;
+        vgg_winograd4_output_run *winograd4_output;
+    } run;
+};
+
+/* The kernel in use: chosen once by vgg_kernels_init, before anything else. */
+const struct vgg_kernel *vgg_kernel(enum vgg_slot slot);
+static inline const struct vgg_kernel *vgg_gemm(void)
+{
+    return vgg_kernel(VGG_SLOT_GEMM);
+}
 enum vgg_isa vgg_isa_selected(void);
 /* Caps the choice. "" or NULL: the best. VGG_INVALID_ARGUMENT for an unknown name, VGG_UNSUPPORTED for one the CPU lacks. */
 enum vgg_status vgg_kernels_init(const char *isa, struct vgg_error *error);
 /* The whole table, for build_info and the tests; *count rows. Operations count their use of a kernel in `uses`. */
-const struct vgg_gemm_kernel *vgg_kernels(size_t *count);
-size_t vgg_kernel_uses(const struct vgg_gemm_kernel *kernel);
-void vgg_kernel_count_use(const struct vgg_gemm_kernel *kernel);
+const struct vgg_kernel *vgg_kernels(size_t *count);
+size_t vgg_kernel_uses(const struct vgg_kernel *kernel);
+void vgg_kernel_count_use(const struct vgg_kernel *kernel);
 /* The selected ISA's multiply-add rate on `threads` threads, in float32 operations a second: what benchmarks call the peak. */
 double vgg_fma_peak(int threads);
 

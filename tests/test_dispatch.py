@@ -37,7 +37,8 @@ def test_the_table():
     kernels = _C.kernels()
     assert len({k["name"] for k in kernels}) == len(kernels)
     for kernel in kernels:
-        assert kernel["name"] == "vgg_sgemm_{mr}x{nr}__{isa}".format(**kernel)
+        pattern = "vgg_sgemm_{mr}x{nr}__{isa}" if kernel["slot"] == "gemm" else "vgg_{slot}__{isa}"
+        assert kernel["name"] == pattern.format(**kernel)
         assert kernel["isa"] in ISAS
         assert kernel["available"] == (kernel["isa"] in AVAILABLE)
         assert kernel["mr"] >= 1 and kernel["nr"] >= 1 and kernel["uses"] >= 0

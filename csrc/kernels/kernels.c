@@ -3,8 +3,8 @@
 
 #include <string.h>
 
-static const struct vgg_gemm_kernel table[] = {
-#define KERNEL(slot, function, isa, mr, nr) {#function, isa, mr, nr, function},
+static const struct vgg_kernel table[] = {
+#define KERNEL(slot, member, function, isa, mr, nr) {#function, #member, VGG_SLOT_##slot, isa, mr, nr, {.member = function}},
 #define PEAK(function, isa, vl)
 #include "kernels.def"
 #undef KERNEL
@@ -13,11 +13,11 @@ static const struct vgg_gemm_kernel table[] = {
 enum { TABLE_ROWS = sizeof table / sizeof *table };
 
 static atomic_size_t uses[TABLE_ROWS];
-static const struct vgg_gemm_kernel *_Atomic selected = &table[0]; /* scalar until vgg_kernels_init */
+static const struct vgg_kernel *_Atomic selected[VGG_SLOT_COUNT];
 
-const struct vgg_gemm_kernel *vgg_gemm(void)
+const struct vgg_kernel *vgg_kernel(enum vgg_slot slot)
 {
-    return atomic_load_explicit(&selected, memory_order_relaxed);
+    return atomic_load_explicit(&selected[slot], memory_order_relaxed);
 }
 
 enum vgg_isa vgg_isa_selected(void)
@@ -39,22 +39,22 @@ enum vgg_status vgg_kernels_init(const char *isa, struct vgg_error *error)
     }
     for (size_t i = 0; i < TABLE_ROWS; i++)
         if (table[i].isa <= cap)
-            atomic_store(&selected, &table[i]);
+            atomic_store(&selected[table[i].slot], &table[i]);
     return VGG_OK;
 }
 
-const struct vgg_gemm_kernel *vgg_kernels(size_t *count)
+const struct vgg_kernel *vgg_kernels(size_t *count)
 {
     *count = TABLE_ROWS;
     return table;
 }
 
-size_t vgg_kernel_uses(const struct vgg_gemm_kernel *kernel)
+size_t vgg_kernel_uses(const struct vgg_kernel *kernel)
 {
     return atomic_load_explicit(&uses[kernel - table], memory_order_relaxed);
 }
 
-void vgg_kernel_count_use(const struct vgg_gemm_kernel *kernel)
+void vgg_kernel_count_use(const struct vgg_kernel *kernel)
 {
     atomic_fetch_add_explicit(&uses[kernel - table], 1, memory_order_relaxed);
 }

@@ -4,7 +4,7 @@
 
 #include "../vgg_internal.h"
 
-#define KERNEL(slot, function, isa, mr, nr) void function(const struct vgg_gemm_tile *tile);
+#define KERNEL(slot, member, function, isa, mr, nr) vgg_##member##_run function;
 #define PEAK(function, isa, vl) float function(size_t steps);
 #include "kernels.def"
 #undef KERNEL

@@ -10,7 +10,7 @@ static const struct {
     size_t vl;
     float (*run)(size_t steps);
 } loops[] = {
-#define KERNEL(slot, function, isa, mr, nr)
+#define KERNEL(slot, member, function, isa, mr, nr)
 #define PEAK(function, isa, vl) {isa, vl, function},
 #include "kernels.def"
 #undef KERNEL

@@ -31,7 +31,7 @@ enum {
 
 struct plan {
     size_t n, h, w, ci, co, ks, border;
-    const struct vgg_gemm_kernel *gemm;
+    const struct vgg_kernel *gemm;
     bool flat;             /* a band's pixels are one sequence of rows of `flat_row` floats; else windows in staged rows */
     bool gather;           /* flat and windows are more than a pixel */
     size_t images, rows;   /* of a band; one of them is all or 1 */
@@ -45,7 +45,7 @@ struct plan {
 
 static enum vgg_status make_plan(struct plan *p, struct vgg_context *ctx, const struct vgg_conv2d *s, bool backward)
 {
-    const struct vgg_gemm_kernel *gemm = vgg_gemm();
+    const struct vgg_kernel *gemm = vgg_gemm();
     *p = (struct plan){.n = s->n,
                        .h = s->h,
                        .w = s->w,
@@ -211,7 +211,7 @@ static void band_task(void *argument, size_t task, int thread)
 {
     const struct call *call = argument;
     const struct plan *p = &call->p;
-    const struct vgg_gemm_kernel *gemm = p->gemm;
+    const struct vgg_kernel *gemm = p->gemm;
     const struct band band = band_of(p, task / call->groups);
     size_t panel0 = task % call->groups * call->group_panels;
     size_t panel1 = vgg_min_size(p->panels, panel0 + call->group_panels);
@@ -252,7 +252,7 @@ static void band_task(void *argument, size_t task, int thread)
             t.a = a + line * p->staged_row;
             for (size_t tile = 0; tile < tiles; tile++) {
                 t.mr = length / tiles + (tile < longer);
-                gemm->run(&t);
+                gemm->run.gemm(&t);
                 t.a += t.mr * t.a_row;
                 t.c += t.mr * t.c_row;
             }

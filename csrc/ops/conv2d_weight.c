@@ -29,7 +29,7 @@ enum {
 
 struct plan {
     size_t n, h, w, c, k, ks;
-    const struct vgg_gemm_kernel *gemm;
+    const struct vgg_kernel *gemm;
     bool flat;           /* 1x1, or expanded to 1x1 */
     size_t border;       /* of the staged x; 0 where flat */
     size_t taps_side;    /* ks, or 1 where flat */
@@ -43,7 +43,7 @@ struct plan {
 
 static enum vgg_status make_plan(struct plan *p, struct vgg_context *ctx, const struct vgg_conv2d *s)
 {
-    const struct vgg_gemm_kernel *gemm = vgg_gemm();
+    const struct vgg_kernel *gemm = vgg_gemm();
     *p = (struct plan){.n = s->n, .h = s->h, .w = s->w, .c = s->c, .k = s->k, .ks = s->kernel_size, .gemm = gemm};
     p->flat = p->ks == 1 || p->w < NARROW || p->c <= FEW;
     p->border = p->flat ? 0 : (p->ks - 1) / 2;
@@ -169,7 +169,7 @@ static void multiply_band(const struct call *call, const struct band *band, size
                           bool beta)
 {
     const struct plan *p = &call->p;
-    const struct vgg_gemm_kernel *gemm = p->gemm;
+    const struct vgg_kernel *gemm = p->gemm;
     size_t taps = p->taps_side * p->taps_side, column = x_panel * gemm->nr, depth = taps * p->columns;
     struct vgg_gemm_tile t = {.nr = vgg_min_size(gemm->nr, p->columns - column),
                               .runs = band->runs,
@@ -188,7 +188,7 @@ static void multiply_band(const struct call *call, const struct band *band, size
         for (size_t tap = 0; tap < taps; tap++) {
             t.b = x + tap / p->taps_side * p->x_row + tap % p->taps_side * gemm->nr;
             t.c = call->dw + k * depth + tap * p->columns + column;
-            gemm->run(&t);
+            gemm->run.gemm(&t);
         }
     }
 }

@@ -90,7 +90,7 @@ enum vgg_status vgg_linear_backward_weight_check(struct vgg_linear *s, const str
 
 struct call {
     struct vgg_linear s;
-    const struct vgg_gemm_kernel *gemm;
+    const struct vgg_kernel *gemm;
     size_t group;                                   /* gradients: panels of inputs in a task */
     size_t shared_bytes, first_bytes, thread_bytes; /* first_bytes: of the first of two shared parts */
     float *result, *db;
@@ -105,7 +105,7 @@ struct call {
 static enum vgg_status make_call(struct call *call, struct vgg_context *ctx, const struct vgg_linear *s,
                                  enum vgg_direction direction)
 {
-    const struct vgg_gemm_kernel *gemm = vgg_gemm();
+    const struct vgg_kernel *gemm = vgg_gemm();
     *call = (struct call){.s = *s, .gemm = gemm};
     size_t batch_panels = vgg_ceil_div(s->n, gemm->nr), second_bytes = 0;
     bool fits = true;
@@ -172,7 +172,7 @@ static void forward_task(void *argument, size_t task, int thread)
 {
     const struct call *call = argument;
     const struct vgg_linear *s = &call->s;
-    const struct vgg_gemm_kernel *gemm = call->gemm;
+    const struct vgg_kernel *gemm = call->gemm;
     size_t block = ROW_BLOCK / gemm->mr * gemm->mr, nr = gemm->nr, panels = vgg_ceil_div(s->n, nr);
     size_t begin = task * block, outs = vgg_min_size(block, s->out - begin);
     float *tiles = (float *)(void *)(call->scratch + (size_t)thread * call->thread_bytes);
@@ -186,7 +186,7 @@ static void forward_task(void *argument, size_t task, int thread)
                 t.mr = vgg_min_size(gemm->mr, outs - row);
                 t.a = call->w + (begin + row) * s->in + i;
                 t.c = tiles + (panel * block + row) * nr;
-                gemm->run(&t);
+                gemm->run.gemm(&t);
             }
         }
     }
@@ -225,7 +225,7 @@ static void backward_input_task(void *argument, size_t task, int thread)
 {
     const struct call *call = argument;
     const struct vgg_linear *s = &call->s;
-    const struct vgg_gemm_kernel *gemm = call->gemm;
+    const struct vgg_kernel *gemm = call->gemm;
     size_t nr = gemm->nr, first = task * call->group * nr, columns = vgg_min_size(call->group * nr, s->in - first);
     size_t panels = vgg_ceil_div(columns, nr), tiles = vgg_ceil_div(s->n, gemm->mr);
     float *packed = (float *)(void *)(call->scratch + (size_t)thread * call->thread_bytes);
@@ -242,7 +242,7 @@ static void backward_input_task(void *argument, size_t task, int thread)
                 t.mr = s->n / tiles + (tile < s->n % tiles);
                 t.a = call->dy + n * s->out + o;
                 t.c = call->result + n * s->in + first + panel * nr;
-                gemm->run(&t);
+                gemm->run.gemm(&t);
             }
         }
     }
@@ -282,7 +282,7 @@ static void backward_weight_task(void *argument, size_t task, int thread)
     (void)thread;
     const struct call *call = argument;
     const struct vgg_linear *s = &call->s;
-    const struct vgg_gemm_kernel *gemm = call->gemm;
+    const struct vgg_kernel *gemm = call->gemm;
     size_t nr = gemm->nr, begin = task * call->group, end = vgg_min_size(vgg_ceil_div(s->in, nr), begin + call->group);
     struct vgg_gemm_tile t = {.runs = 1, .k = s->n, .a_row = 1, .a_col = gemm->mr, .c_row = s->in, .beta = call->beta != 0};
     for (size_t o = 0; o < s->out; o += gemm->mr) {
@@ -292,7 +292,7 @@ static void backward_weight_task(void *argument, size_t task, int thread)
             t.nr = vgg_min_size(nr, s->in - panel * nr);
             t.b = call->second + panel * s->n * nr;
             t.c = call->result + o * s->in + panel * nr;
-            gemm->run(&t);
+            gemm->run.gemm(&t);
         }
     }
 }

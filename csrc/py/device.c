@@ -243,14 +243,15 @@ static PyObject *py_kernels(PyObject *module, PyObject *unused)
 {
     (void)module, (void)unused;
     size_t count;
-    const struct vgg_gemm_kernel *table = vgg_kernels(&count), *selected = vgg_gemm();
+    const struct vgg_kernel *table = vgg_kernels(&count);
     PyObject *list = PyList_New(0);
     for (size_t i = 0; list && i < count; i++) {
-        const struct vgg_gemm_kernel *kernel = &table[i];
-        PyObject *row = Py_BuildValue("{s:s,s:s,s:s,s:n,s:n,s:O,s:O,s:n}", "name", kernel->name, "slot", "sgemm", "isa",
-                                      vgg_isa_name(kernel->isa), "mr", (Py_ssize_t)kernel->mr, "nr", (Py_ssize_t)kernel->nr,
-                                      "available", kernel->isa <= vgg_isa_best() ? Py_True : Py_False, "selected",
-                                      kernel == selected ? Py_True : Py_False, "uses", (Py_ssize_t)vgg_kernel_uses(kernel));
+        const struct vgg_kernel *kernel = &table[i];
+        PyObject *row =
+            Py_BuildValue("{s:s,s:s,s:s,s:n,s:n,s:O,s:O,s:n}", "name", kernel->name, "slot", kernel->slot_name, "isa",
+                          vgg_isa_name(kernel->isa), "mr", (Py_ssize_t)kernel->mr, "nr", (Py_ssize_t)kernel->nr, "available",
+                          kernel->isa <= vgg_isa_best() ? Py_True : Py_False, "selected",
+                          kernel == vgg_kernel(kernel->slot) ? Py_True : Py_False, "uses", (Py_ssize_t)vgg_kernel_uses(kernel));
         int failed = row ? PyList_Append(list, row) : -1;
         Py_XDECREF(row);
         if (failed)
