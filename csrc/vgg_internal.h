@@ -156,18 +156,38 @@ struct vgg_winograd4_output {
     size_t row, column, tiles;
 };
 
+/* The weight gradient's F(3x3, 4x4); x is transformed as for the forward convolution. The gradient kernel takes the input
+ * kernel's struct; tile (i, j) has the 4 x 4 pixels from (4 i, 4 j), elements 0..35 are G g G^T, and element 36 is the sum of
+ * the tile's pixels. Of the sums over tiles, m[e * m_element + row * m_row + j], the taps are
+ *
+ *   dw[row * dw_row + tap * dw_tap + j] = (A^T m A)[tap]     (beta: added)     row < rows, j < columns, tap = 0..8
+ *
+ * m is read up to the next multiple of the kernel's nr columns. */
+struct vgg_winograd4_sums {
+    const float *m;
+    size_t m_element, m_row;
+    float *dw;
+    size_t dw_row, dw_tap;
+    size_t rows, columns;
+    bool beta;
+};
+
 /* What kernels do, one slot each: the slot, and the kernel's member in struct vgg_kernel. */
 enum vgg_slot {
     VGG_SLOT_GEMM,
     VGG_SLOT_WINOGRAD4_INPUT,
     VGG_SLOT_WINOGRAD4_WEIGHTS,
     VGG_SLOT_WINOGRAD4_OUTPUT,
+    VGG_SLOT_WINOGRAD4_GRADIENT,
+    VGG_SLOT_WINOGRAD4_SUMS,
     VGG_SLOT_COUNT,
 };
 typedef void vgg_gemm_run(const struct vgg_gemm_tile *);
 typedef void vgg_winograd4_input_run(const struct vgg_winograd4_input *);
 typedef void vgg_winograd4_weights_run(const struct vgg_winograd4_weights *);
 typedef void vgg_winograd4_output_run(const struct vgg_winograd4_output *);
+typedef void vgg_winograd4_gradient_run(const struct vgg_winograd4_input *);
+typedef void vgg_winograd4_sums_run(const struct vgg_winograd4_sums *);
 
 /* A row of kernels.def: the kernel, its ISA and its tile. */
 struct vgg_kernel {
@@ -181,6 +201,8 @@ struct vgg_kernel {
         vgg_winograd4_input_run *winograd4_input;
         vgg_winograd4_weights_run *winograd4_weights;
         vgg_winograd4_output_run *winograd4_output;
+        vgg_winograd4_gradient_run *winograd4_gradient;
+        vgg_winograd4_sums_run *winograd4_sums;
     } run;
 };
 

@@ -3,4 +3,5 @@
 #define VL 8
 #define ENTRY(what) vgg_winograd4_##what##__avx2
 #include "winograd4.h"
+#include "winograd4_weight.h"
 #endif

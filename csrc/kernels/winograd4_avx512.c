@@ -3,4 +3,5 @@
 #define VL 16
 #define ENTRY(what) vgg_winograd4_##what##__avx512
 #include "winograd4.h"
+#include "winograd4_weight.h"
 #endif

@@ -3,3 +3,4 @@
 #define VL 4
 #define ENTRY(what) vgg_winograd4_##what##__scalar
 #include "winograd4.h"
+#include "winograd4_weight.h"

@@ -193,30 +193,13 @@ static void multiply_band(const struct call *call, const struct band *band, size
     }
 }
 
-/* sums[i] += sum over pixels of g[pixel][i], i < count <= width; a constant width keeps the sums in registers. */
-static inline __attribute__((always_inline)) void sum_width(double *sums, const float *g, size_t pixels, size_t count,
-                                                            const size_t width)
-{
-    double acc[32] = {0}; /* the widest tile */
-    for (size_t pixel = 0; pixel < pixels; pixel++, g += width)
-        for (size_t i = 0; i < width; i++)
-            acc[i] += (double)g[i];
-    for (size_t i = 0; i < count; i++)
-        sums[i] += acc[i];
-}
-
 static void sum_bias(const struct call *call, size_t panel)
 {
     const struct plan *p = &call->p;
     size_t mr = p->gemm->mr, k = panel * mr, count = vgg_min_size(mr, p->k - k);
     const float *g = call->g_panels + panel * p->g_panel;
     size_t pixels = call->images * call->rows * p->w;
-    switch (mr) {
-#define SUM(constant) \
-    case constant: sum_width(call->db_sums + k, g, pixels, count, constant); break;
-        VGG_EACH_WIDTH(SUM)
-    default: sum_width(call->db_sums + k, g, pixels, count, mr);
-    }
+    vgg_sum_columns(call->db_sums + k, g, mr, pixels, count, mr);
 }
 
 static void multiply_task(void *argument, size_t task, int thread)

@@ -40,6 +40,28 @@ static inline void vgg_to_panels(float *to, size_t panel_floats, const float *fr
     }
 }
 
+static inline __attribute__((always_inline)) void vgg_sum_columns_width(double *sums, const float *from, size_t from_row,
+                                                                        size_t rows, size_t columns, const size_t width)
+{
+    double acc[32] = {0}; /* the widest tile */
+    for (size_t row = 0; row < rows; row++, from += from_row)
+        for (size_t j = 0; j < width; j++)
+            acc[j] += (double)from[j];
+    for (size_t j = 0; j < columns; j++)
+        sums[j] += acc[j];
+}
+
+/* sums[j] += sum over rows of from[row * from_row + j], j < columns <= width; width floats of a row are readable. */
+static inline void vgg_sum_columns(double *sums, const float *from, size_t from_row, size_t rows, size_t columns, size_t width)
+{
+    switch (width) { /* a constant keeps the sums in registers */
+#define VGG_SUM_COLUMNS(constant) \
+    case constant: vgg_sum_columns_width(sums, from, from_row, rows, columns, constant); break;
+        VGG_EACH_WIDTH(VGG_SUM_COLUMNS)
+    default: vgg_sum_columns_width(sums, from, from_row, rows, columns, width);
+    }
+}
+
 typedef float vgg_quad __attribute__((vector_size(16)));
 
 /* Lanes of a and b, 0..3 and 4..7, by number. */

@@ -1,0 +1,306 @@
+/* ops/conv2d_winograd_weight.c: the weight gradient of a 3x3 convolution by Winograd's F(3x3, 4x4).
+ *
+ * dw[k][r][s][c] is a sum over pixels of g times x shifted by (r, s). Cut the map into tiles of 4x4 pixels of g; each meets
+ * 6x6 pixels of x, and gives all nine taps with 36 products instead of 144:
+ *
+ *   dw = A' [ sum over tiles of (G g G') * (B' x B) ] A
+ *
+ * with G and A' of kernels/winograd4_weight.h. The sum over tiles is a matrix product for each of the 36 elements, of K x C
+ * and as long as there are tiles. The batch is taken in chunks of rows of tiles, whose panels fit the caches:
+ *
+ *   1. transform  (parallel over rows of tiles) g, masked and un-pooled, to panels [element][k / width][tile][width], where
+ *                 width is whole vectors and whole tiles of the microkernel, and x to panels [element][c / NR][tile][NR]
+ *   2. multiply   (parallel over blocks of K x C) for each element, each tile of the block: one call of the microkernel,
+ *                 which adds the chunk's sum, formed in registers, to sums [c / NR][k / MR][element][MR][NR]
+ *   3. finish     (in the last chunk's multiply, the block's sums being in the cache) A' sums A to dw
+ *
+ * So a long sum is blocked, and its order depends on shapes alone: chunks come in order, and an element of dw is one task's.
+ * Where there is one chunk, a block's sums never leave the thread's scratch. The transform of g
+ * has the sum of the tile as a 37th element: db is made from its panels. */
+#include "conv2d.h"
+#include "panels.h"
+
+#include <string.h>
+
+enum {
+    TILE = 4,              /* of g */
+    ELEMENTS = 36,         /* of a transformed tile */
+    CHUNK_BYTES = 8 << 20, /* of panels, about */
+    CHUNK_LEAST = 98,      /* tiles of a chunk, about, at least: sums are read and written once a chunk */
+    CHUNK_MOST = 256,      /* tiles of a sum in registers, at most (but a row) */
+    BLOCK_K = 8,           /* tiles of the microkernel in a block, at most */
+    BLOCK_C = 2,           /* panels of x in a block, at most */
+    STRIDE_PAD = 16,       /* floats between panels; keeps them off the same cache sets */
+    TASKS_A_THREAD = 2,    /* at least, where there are so many */
+    SMALL_WORK = 1 << 20   /* multiply-adds that are not worth waking a thread for */
+};
+
+struct plan {
+    size_t n, h, w, c, k;
+    const struct vgg_kernel *gemm, *input, *gradient, *output;
+    size_t rows_an_image, tiles;                 /* rows of tiles; tiles of a row */
+    size_t rows, chunks;                         /* rows of a chunk */
+    size_t x_panel, x_panels, x_element;         /* floats of a panel; panels; floats of an element's panels */
+    size_t g_width, g_panel, g_element, g_tiles; /* tiles of the microkernel */
+    size_t sums;                                 /* floats of the 36 elements of one tile of the microkernel */
+    size_t db_bytes, x_bytes, g_bytes, sums_bytes, shared_bytes, thread_bytes;
+};
+
+/* The least multiple of a and b. */
+static size_t common_multiple(size_t a, size_t b)
+{
+    size_t multiple = a;
+    while (multiple % b != 0)
+        multiple += a;
+    return multiple;
+}
+
+static enum vgg_status make_plan(struct plan *p, struct vgg_context *ctx, const struct vgg_conv2d *s)
+{
+    const struct vgg_kernel *gemm = vgg_gemm();
+    *p = (struct plan){.n = s->n, .h = s->h, .w = s->w, .c = s->c, .k = s->k, .gemm = gemm};
+    p->input = vgg_kernel(VGG_SLOT_WINOGRAD4_INPUT);
+    p->gradient = vgg_kernel(VGG_SLOT_WINOGRAD4_GRADIENT);
+    p->output = vgg_kernel(VGG_SLOT_WINOGRAD4_SUMS);
+    p->rows_an_image = vgg_ceil_div(p->h, TILE);
+    p->tiles = vgg_ceil_div(p->w, TILE);
+    p->x_panels = vgg_ceil_div(p->c, gemm->nr);
+    p->g_tiles = vgg_ceil_div(p->k, gemm->mr);
+    p->g_width = common_multiple(gemm->mr, gemm->nr / 2);
+    p->sums = ELEMENTS * gemm->mr * gemm->nr;
+
+    size_t all_rows, channels, tile_bytes, g_panels = vgg_ceil_div(p->k, p->g_width);
+    bool fits = vgg_mul_size(&all_rows, p->n, p->rows_an_image) && vgg_add_size(&channels, p->c, p->k) &&
+                vgg_mul_size(&tile_bytes, channels, ELEMENTS * sizeof(float));
+    if (fits) {
+        size_t most = vgg_min_size(vgg_max_size(CHUNK_BYTES / tile_bytes, CHUNK_LEAST), CHUNK_MOST);
+        most = vgg_max_size(most / p->tiles, 1);
+        p->chunks = vgg_max_size(vgg_ceil_div(all_rows, most), 1);
+        p->rows = vgg_ceil_div(all_rows, p->chunks);
+        bool one = p->chunks == 1; /* then a block's sums are the thread's */
+        fits = vgg_mul_size(&p->x_panel, p->rows * p->tiles, gemm->nr) &&
+               vgg_mul_size(&p->g_panel, p->rows * p->tiles, p->g_width) && vgg_add_size(&p->x_panel, p->x_panel, STRIDE_PAD) &&
+               vgg_add_size(&p->g_panel, p->g_panel, STRIDE_PAD) && vgg_mul_size(&p->x_element, p->x_panels, p->x_panel) &&
+               vgg_mul_size(&p->g_element, g_panels, p->g_panel) &&
+               vgg_reserve(&p->db_bytes, p->k, sizeof(double) / sizeof(float), 1) &&
+               vgg_reserve(&p->x_bytes, ELEMENTS, p->x_element, 1) && vgg_reserve(&p->g_bytes, ELEMENTS + 1, p->g_element, 1) &&
+               vgg_reserve(&p->sums_bytes, one ? 0 : p->sums, p->x_panels, p->g_tiles) &&
+               vgg_reserve(&p->thread_bytes, one ? BLOCK_K * BLOCK_C : 0, p->sums, 1) &&
+               vgg_add_size(&p->shared_bytes, p->db_bytes, p->x_bytes) &&
+               vgg_add_size(&p->shared_bytes, p->shared_bytes, p->g_bytes) &&
+               vgg_add_size(&p->shared_bytes, p->shared_bytes, p->sums_bytes);
+    }
+    return fits ? VGG_OK
+                : vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "conv2d_backward_weight: the size of the workspace overflows");
+}
+
+enum vgg_status vgg_conv2d_winograd_weight_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s)
+{
+    struct plan p;
+    VGG_TRY(make_plan(&p, ctx, s));
+    if (!vgg_workspace_bytes(bytes, ctx, p.shared_bytes, p.thread_bytes))
+        return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "conv2d_backward_weight: the size of the workspace overflows");
+    return VGG_OK;
+}
+
+struct call {
+    struct plan p;
+    float *dw;
+    const float *x;
+    const struct vgg_conv2d_gradient *g;
+    int beta;
+    size_t chunk, row, rows; /* the chunk: its first row of tiles, counted through the batch, and how many */
+    size_t block_k, block_c, blocks_k, blocks_c;
+    float *x_panels, *g_panels, *sums;
+    double *db_sums;
+    char *scratch;
+};
+
+/* ------------------------------------------------------------------------------------------------ transforms */
+
+static void transform_g(const struct call *call, size_t row)
+{
+    const struct plan *p = &call->p;
+    size_t n = (call->row + row) / p->rows_an_image, image = n * call->g->oh * call->g->ow * p->k;
+    const struct vgg_winograd4_input run = {.x = call->g->dy + image,
+                                            .y = call->g->y == NULL ? NULL : call->g->y + image,
+                                            .index = call->g->index == NULL ? NULL : call->g->index + image,
+                                            .h = p->h,
+                                            .w = p->w,
+                                            .c = p->k,
+                                            .oh = call->g->oh,
+                                            .ow = call->g->ow,
+                                            .row = (call->row + row) % p->rows_an_image,
+                                            .tiles = p->tiles,
+                                            .v = call->g_panels + row * p->tiles * p->g_width,
+                                            .v_element = p->g_element,
+                                            .v_panel = p->g_panel,
+                                            .v_tile = p->g_width,
+                                            .width = p->g_width};
+    p->gradient->run.winograd4_gradient(&run);
+}
+
+static void transform_x(const struct call *call, size_t row)
+{
+    const struct plan *p = &call->p;
+    size_t n = (call->row + row) / p->rows_an_image;
+    const struct vgg_winograd4_input run = {.x = call->x + n * p->h * p->w * p->c,
+                                            .h = p->h,
+                                            .w = p->w,
+                                            .c = p->c,
+                                            .oh = p->h,
+                                            .ow = p->w,
+                                            .row = (call->row + row) % p->rows_an_image,
+                                            .tiles = p->tiles,
+                                            .v = call->x_panels + row * p->tiles * p->gemm->nr,
+                                            .v_element = p->x_element,
+                                            .v_panel = p->x_panel,
+                                            .v_tile = p->gemm->nr,
+                                            .width = p->gemm->nr};
+    p->input->run.winograd4_input(&run);
+}
+
+static void transform_task(void *argument, size_t task, int thread)
+{
+    (void)thread;
+    if (task % 2 == 0)
+        transform_g(argument, task / 2);
+    else
+        transform_x(argument, task / 2);
+}
+
+/* ------------------------------------------------------------------------------------------------ products */
+
+/* A block: tiles of the microkernel from k to k_end, panels of x from c to c_end. */
+struct block {
+    size_t k, k_end, c, c_end;
+};
+
+/* The 36 elements' sums of one tile of the microkernel: a place in the workspace, or in the scratch of one block. */
+static float *sums_of(const struct call *call, const struct block *block, float *scratch, size_t k, size_t c)
+{
+    const struct plan *p = &call->p;
+    if (p->chunks > 1)
+        return call->sums + (c * p->g_tiles + k) * p->sums;
+    return scratch + ((c - block->c) * (block->k_end - block->k) + k - block->k) * p->sums;
+}
+
+static void multiply(const struct call *call, const struct block *block, float *scratch)
+{
+    const struct plan *p = &call->p;
+    size_t mr = p->gemm->mr, nr = p->gemm->nr;
+    struct vgg_gemm_tile t = {.nr = nr,
+                              .runs = 1,
+                              .k = call->rows * p->tiles,
+                              .a_row = 1,
+                              .a_col = p->g_width,
+                              .c_row = nr,
+                              .beta = call->chunk != 0};
+    for (size_t element = 0; element < ELEMENTS; element++)
+        for (size_t c = block->c; c < block->c_end; c++) {
+            t.b = call->x_panels + element * p->x_element + c * p->x_panel;
+            for (size_t tile = block->k; tile < block->k_end; tile++) {
+                size_t k = tile * mr;
+                t.mr = vgg_min_size(mr, p->k - k);
+                t.a = call->g_panels + element * p->g_element + k / p->g_width * p->g_panel + k % p->g_width;
+                t.c = sums_of(call, block, scratch, tile, c) + element * mr * nr;
+                if (t.beta)
+                    for (size_t i = 0; i < mr * nr; i += 16)
+                        __builtin_prefetch(t.c + i + p->sums, 1);
+                p->gemm->run.gemm(&t);
+            }
+        }
+}
+
+static void finish(const struct call *call, const struct block *block, float *scratch)
+{
+    const struct plan *p = &call->p;
+    size_t mr = p->gemm->mr, nr = p->gemm->nr;
+    for (size_t c = block->c; c < block->c_end; c++)
+        for (size_t tile = block->k; tile < block->k_end; tile++) {
+            const struct vgg_winograd4_sums sums = {.m = sums_of(call, block, scratch, tile, c),
+                                                    .m_element = mr * nr,
+                                                    .m_row = nr,
+                                                    .dw = call->dw + tile * mr * 9 * p->c + c * nr,
+                                                    .dw_row = 9 * p->c,
+                                                    .dw_tap = p->c,
+                                                    .rows = vgg_min_size(mr, p->k - tile * mr),
+                                                    .columns = vgg_min_size(nr, p->c - c * nr),
+                                                    .beta = call->beta != 0};
+            p->output->run.winograd4_sums(&sums);
+        }
+}
+
+static void sum_bias(const struct call *call, size_t tile)
+{
+    const struct plan *p = &call->p;
+    size_t mr = p->gemm->mr, k = tile * mr;
+    const float *g = call->g_panels + ELEMENTS * p->g_element + k / p->g_width * p->g_panel + k % p->g_width;
+    vgg_sum_columns(call->db_sums + k, g, p->g_width, call->rows * p->tiles, vgg_min_size(mr, p->k - k), mr);
+}
+
+static void multiply_task(void *argument, size_t task, int thread)
+{
+    const struct call *call = argument;
+    const struct plan *p = &call->p;
+    float *scratch = (float *)(void *)(call->scratch + (size_t)thread * p->thread_bytes);
+    struct block block = {.k = task % call->blocks_k * call->block_k, .c = task / call->blocks_k * call->block_c};
+    block.k_end = vgg_min_size(block.k + call->block_k, p->g_tiles);
+    block.c_end = vgg_min_size(block.c + call->block_c, p->x_panels);
+    for (size_t tile = block.k; block.c == 0 && tile < block.k_end; tile++)
+        sum_bias(call, tile);
+    multiply(call, &block, scratch);
+    if (call->chunk + 1 == p->chunks)
+        finish(call, &block, scratch);
+}
+
+/* Blocks of even size, smaller where there would be too few for the threads. */
+static void make_blocks(struct call *call, int threads)
+{
+    const struct plan *p = &call->p;
+    for (size_t most = BLOCK_K;; most /= 2) {
+        call->block_c = vgg_min_size(BLOCK_C, vgg_max_size(most / 2, 1));
+        call->blocks_c = vgg_ceil_div(p->x_panels, call->block_c);
+        call->blocks_k = vgg_ceil_div(p->g_tiles, most);
+        call->block_k = vgg_ceil_div(p->g_tiles, call->blocks_k);
+        call->blocks_k = vgg_ceil_div(p->g_tiles, call->block_k);
+        if (most == 1 || threads == 1 || call->blocks_c * call->blocks_k >= TASKS_A_THREAD * (size_t)threads)
+            return;
+    }
+}
+
+enum vgg_status vgg_conv2d_winograd_weight(struct vgg_context *ctx, float *dw, float *db, const struct vgg_conv2d_gradient *g,
+                                           const float *x, const struct vgg_conv2d *s, int beta)
+{
+    struct call call = {.dw = dw, .x = x, .g = g, .beta = beta};
+    struct plan *p = &call.p;
+    int threads = 1;
+    VGG_TRY(make_plan(p, ctx, s));
+    VGG_TRY(vgg_workspace_threads(ctx, "conv2d_backward_weight", &threads, p->shared_bytes, p->thread_bytes));
+    char *workspace = ctx->workspace;
+    call.db_sums = ctx->workspace;
+    call.x_panels = (float *)(void *)(workspace + p->db_bytes);
+    call.g_panels = (float *)(void *)(workspace + p->db_bytes + p->x_bytes);
+    call.sums = (float *)(void *)(workspace + p->db_bytes + p->x_bytes + p->g_bytes);
+    call.scratch = workspace + p->shared_bytes;
+    if ((double)(p->n * p->h * p->w) * (double)(p->c * p->k * 9) < SMALL_WORK)
+        threads = 1;
+    make_blocks(&call, threads);
+
+    const struct vgg_kernel *const used[] = {p->gemm, p->input, p->gradient, p->output};
+    for (size_t i = 0; i < sizeof used / sizeof *used; i++)
+        vgg_kernel_count_use(used[i]);
+    for (size_t k = 0; k < p->k; k++)
+        call.db_sums[k] = 0;
+    if (p->n == 0 && beta == 0)
+        memset(dw, 0, p->k * 9 * p->c * sizeof *dw);
+    for (call.chunk = 0; p->n != 0 && call.chunk < p->chunks; call.chunk++) {
+        call.row = call.chunk * p->rows;
+        call.rows = vgg_min_size(p->rows, p->n * p->rows_an_image - call.row);
+        vgg_parallel_for(threads, 2 * call.rows, transform_task, &call);
+        vgg_parallel_for(threads, call.blocks_c * call.blocks_k, multiply_task, &call);
+    }
+    for (size_t k = 0; k < p->k; k++)
+        db[k] = (float)(call.db_sums[k] + (beta != 0 ? (double)db[k] : 0));
+    return VGG_OK;
+}
