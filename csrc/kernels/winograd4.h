@@ -124,18 +124,15 @@ INLINE void input_tile(float *v, size_t v_element, const struct source *s, size_
 INLINE void input_channels(const struct vgg_winograd4_input *t, const struct source *s, size_t tile, const bool inside,
                            const bool masked, const bool pooled)
 {
-    size_t row = 4 * t->row - 1, column = 4 * (t->column + tile) - 1, c = 0;
-#define TO(c) (t->v + (c) / t->width * t->v_panel + tile * t->v_tile + (c) % t->width)
-    if (t->width >= t->c) { /* one panel: no division in the loop */
-        float *v = t->v + tile * t->v_tile;
-        for (; c + VL <= t->c; c += VL)
-            input_tile(v + c, t->v_element, s, row, column, c, inside, masked, pooled, VL);
+    size_t row = 4 * t->row - 1, column = 4 * (t->column + tile) - 1;
+    float *v = t->v + tile * t->v_tile;
+    for (size_t begin = 0; begin < t->c; begin += t->width, v += t->v_panel) {
+        size_t end = vgg_min_size(t->c, begin + t->width), c = begin;
+        for (; c + VL <= end; c += VL)
+            input_tile(v + (c - begin), t->v_element, s, row, column, c, inside, masked, pooled, VL);
+        if (c < end)
+            input_tile(v + (c - begin), t->v_element, s, row, column, c, false, t->y != NULL, t->index != NULL, end - c);
     }
-    for (; c + VL <= t->c; c += VL)
-        input_tile(TO(c), t->v_element, s, row, column, c, inside, masked, pooled, VL);
-    if (c < t->c)
-        input_tile(TO(c), t->v_element, s, row, column, c, false, t->y != NULL, t->index != NULL, t->c - c);
-#undef TO
 }
 
 void ENTRY(input)(const struct vgg_winograd4_input *t)

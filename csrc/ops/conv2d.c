@@ -212,42 +212,55 @@ enum vgg_algorithm vgg_conv2d_algorithm(const struct vgg_conv2d *s, enum vgg_dir
     return s->algorithm == VGG_AUTO ? VGG_DIRECT : s->algorithm;
 }
 
-static enum vgg_status expect_algorithm(const struct vgg_context *ctx, const struct vgg_conv2d *s, enum vgg_direction direction)
+/* What the call takes; VGG_UNSUPPORTED if it cannot do what it was asked for. */
+static enum vgg_status take_algorithm(enum vgg_algorithm *algorithm, const struct vgg_context *ctx, const struct vgg_conv2d *s,
+                                      enum vgg_direction direction)
 {
-    enum vgg_algorithm algorithm = vgg_conv2d_algorithm(s, direction);
-    if (algorithm == VGG_DIRECT)
+    *algorithm = vgg_conv2d_algorithm(s, direction);
+    if (*algorithm == VGG_WINOGRAD4 && s->kernel_size != 3)
+        return vgg_fail(ctx->error, VGG_UNSUPPORTED, "conv2d: algorithm 'winograd4' needs 3x3 kernels; w has %zux%zu",
+                        s->kernel_size, s->kernel_size);
+    if (*algorithm == VGG_DIRECT || *algorithm == VGG_WINOGRAD4)
         return VGG_OK;
-    return vgg_fail(ctx->error, VGG_UNSUPPORTED, "conv2d: algorithm '%s' is not in this version; expected 'auto' or 'direct'",
-                    algorithm_names[algorithm]);
+    return vgg_fail(ctx->error, VGG_UNSUPPORTED,
+                    "conv2d: algorithm '%s' is not in this version; expected 'auto', 'direct' or 'winograd4'",
+                    algorithm_names[*algorithm]);
 }
 
 enum vgg_status vgg_cpu_conv2d_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s,
                                          enum vgg_direction direction)
 {
-    VGG_TRY(expect_algorithm(ctx, s, direction));
-    return direction == VGG_BACKWARD_WEIGHT ? vgg_conv2d_weight_workspace(ctx, bytes, s)
-                                            : vgg_conv2d_direct_workspace(ctx, bytes, s, direction == VGG_BACKWARD_INPUT);
+    enum vgg_algorithm algorithm;
+    VGG_TRY(take_algorithm(&algorithm, ctx, s, direction));
+    bool direct = algorithm == VGG_DIRECT;
+    if (direction == VGG_BACKWARD_WEIGHT)
+        return (direct ? vgg_conv2d_weight_workspace : vgg_conv2d_winograd_weight_workspace)(ctx, bytes, s);
+    return (direct ? vgg_conv2d_direct_workspace : vgg_conv2d_winograd_workspace)(ctx, bytes, s,
+                                                                                  direction == VGG_BACKWARD_INPUT);
 }
 
 enum vgg_status vgg_cpu_conv2d(struct vgg_context *ctx, float *y, uint8_t *index, const float *x, const float *w,
                                const float *b, const struct vgg_conv2d *s)
 {
-    VGG_TRY(expect_algorithm(ctx, s, VGG_FORWARD));
-    return vgg_conv2d_direct(ctx, y, index, x, NULL, w, b, s);
+    enum vgg_algorithm algorithm;
+    VGG_TRY(take_algorithm(&algorithm, ctx, s, VGG_FORWARD));
+    return (algorithm == VGG_DIRECT ? vgg_conv2d_direct : vgg_conv2d_winograd)(ctx, y, index, x, NULL, w, b, s);
 }
 
 enum vgg_status vgg_cpu_conv2d_backward_input(struct vgg_context *ctx, float *dx, const float *dy, const float *w,
                                               const float *y, const uint8_t *index, const struct vgg_conv2d *s)
 {
-    VGG_TRY(expect_algorithm(ctx, s, VGG_BACKWARD_INPUT));
+    enum vgg_algorithm algorithm;
+    VGG_TRY(take_algorithm(&algorithm, ctx, s, VGG_BACKWARD_INPUT));
     const struct vgg_conv2d_gradient g = vgg_conv2d_gradient(s, dy, y, index);
-    return vgg_conv2d_direct(ctx, dx, NULL, NULL, &g, w, NULL, s);
+    return (algorithm == VGG_DIRECT ? vgg_conv2d_direct : vgg_conv2d_winograd)(ctx, dx, NULL, NULL, &g, w, NULL, s);
 }
 
 enum vgg_status vgg_cpu_conv2d_backward_weight(struct vgg_context *ctx, float *dw, float *db, const float *dy, const float *x,
                                                const float *y, const uint8_t *index, const struct vgg_conv2d *s, int beta)
 {
-    VGG_TRY(expect_algorithm(ctx, s, VGG_BACKWARD_WEIGHT));
+    enum vgg_algorithm algorithm;
+    VGG_TRY(take_algorithm(&algorithm, ctx, s, VGG_BACKWARD_WEIGHT));
     const struct vgg_conv2d_gradient g = vgg_conv2d_gradient(s, dy, y, index);
-    return vgg_conv2d_weight(ctx, dw, db, &g, x, s, beta);
+    return (algorithm == VGG_DIRECT ? vgg_conv2d_weight : vgg_conv2d_winograd_weight)(ctx, dw, db, &g, x, s, beta);
 }

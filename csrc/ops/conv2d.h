@@ -1,5 +1,5 @@
 /* ops/conv2d.h: what the files of the convolution share: conv2d.c (checks, choice, entries), conv2d_direct.c (forward and
- * input gradient), conv2d_weight.c (weight gradient). */
+ * input gradient), conv2d_weight.c (weight gradient), conv2d_winograd_weight.c (weight gradient by Winograd). */
 #ifndef VGG_CONV2D_H
 #define VGG_CONV2D_H
 
@@ -25,9 +25,21 @@ enum vgg_status vgg_conv2d_direct(struct vgg_context *ctx, float *y, uint8_t *in
                                   const struct vgg_conv2d_gradient *g, const float *w, const float *b,
                                   const struct vgg_conv2d *s);
 
+/* conv2d_winograd.c: the same, for 3x3 kernels. */
+enum vgg_status vgg_conv2d_winograd_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s,
+                                              bool backward);
+enum vgg_status vgg_conv2d_winograd(struct vgg_context *ctx, float *y, uint8_t *index, const float *x,
+                                    const struct vgg_conv2d_gradient *g, const float *w, const float *b,
+                                    const struct vgg_conv2d *s);
+
 /* conv2d_weight.c */
 enum vgg_status vgg_conv2d_weight_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s);
 enum vgg_status vgg_conv2d_weight(struct vgg_context *ctx, float *dw, float *db, const struct vgg_conv2d_gradient *g,
                                   const float *x, const struct vgg_conv2d *s, int beta);
+
+/* conv2d_winograd_weight.c: the same, for 3x3 kernels. */
+enum vgg_status vgg_conv2d_winograd_weight_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s);
+enum vgg_status vgg_conv2d_winograd_weight(struct vgg_context *ctx, float *dw, float *db, const struct vgg_conv2d_gradient *g,
+                                           const float *x, const struct vgg_conv2d *s, int beta);
 
 #endif
