@@ -116,8 +116,9 @@ INLINE void input_tile(float *v, size_t v_element, const struct source *s, size_
     for (size_t j = 0; j < 6; j++) {
         vec out[6];
         input_transform(out, half[0][j], half[1][j], half[2][j], half[3][j], half[4][j], half[5][j]);
-        for (size_t i = 0; i < 6; i++)
-            store(v + (6 * i + j) * v_element, out[i], VL);
+        float *to = v + j * v_element;
+        for (size_t i = 0; i < 6; i++, to += 6 * v_element)
+            store(to, out[i], VL);
     }
 }
 
@@ -135,8 +136,9 @@ INLINE void input_channels(const struct vgg_winograd4_input *t, const struct sou
     }
 }
 
-void ENTRY(input)(const struct vgg_winograd4_input *t)
+void ENTRY(input)(const struct vgg_winograd4_input *call)
 {
+    const struct vgg_winograd4_input local = *call, *t = &local; /* a copy, which no store can change */
     const struct source s = {
         .x = t->x, .y = t->y, .index = t->index, .h = t->h, .w = t->w, .c = t->c, .oh = t->oh, .ow = t->ow};
     bool masked = t->y != NULL, pooled = t->index != NULL;
@@ -172,19 +174,22 @@ INLINE void weights_transform(vec u[6], vec t0, vec t1, vec t2)
     u[5] = t2;
 }
 
-void ENTRY(weights)(const struct vgg_winograd4_weights *t)
+void ENTRY(weights)(const struct vgg_winograd4_weights *call)
 {
-    for (size_t at = 0; at < t->count; at += VL) {
+    const struct vgg_winograd4_weights t = *call;
+    for (size_t at = 0; at < t.count; at += VL) {
         vec half[3][6];
         for (size_t r = 0; r < 3; r++) {
-            const float *row = t->taps + 3 * r * t->tap + at;
-            weights_transform(half[r], load(row, VL), load(row + t->tap, VL), load(row + 2 * t->tap, VL));
+            const float *row = t.taps + 3 * r * t.tap + at;
+            weights_transform(half[r], load(row, VL), load(row + t.tap, VL), load(row + 2 * t.tap, VL));
         }
-        for (size_t j = 0; j < 6; j++) {
+        float *u = t.u + at;
+        for (size_t j = 0; j < 6; j++, u += t.u_element) {
             vec out[6];
             weights_transform(out, half[0][j], half[1][j], half[2][j]);
-            for (size_t i = 0; i < 6; i++)
-                store(t->u + (6 * i + j) * t->u_element + at, out[i], VL);
+            float *to = u;
+            for (size_t i = 0; i < 6; i++, to += 6 * t.u_element)
+                store(to, out[i], VL);
         }
     }
 }
@@ -237,10 +242,11 @@ INLINE void output_tile(const struct vgg_winograd4_output *t, size_t tile, size_
                         const bool inside, const bool pool, size_t lanes)
 {
     const float *m = t->m + tile * t->m_tile + channel;
+    const size_t element = t->m_element;
     const vec zero = {0}, bias = t->bias == NULL ? zero : load(t->bias + channel, lanes);
     vec half[6][4], z[4][4];
-    for (size_t i = 0; i < 6; i++) {
-#define ELEMENT(j) load(m + (6 * i + j) * t->m_element, VL)
+    for (size_t i = 0; i < 6; i++, m += 6 * element) {
+#define ELEMENT(j) load(m + j * element, VL)
         output_transform(half[i], ELEMENT(0), ELEMENT(1), ELEMENT(2), ELEMENT(3), ELEMENT(4), ELEMENT(5));
 #undef ELEMENT
     }
@@ -268,8 +274,9 @@ INLINE void output_channels(const struct vgg_winograd4_output *t, size_t tile, c
         output_tile(t, tile, row, column, channel, false, pool, t->channels - channel);
 }
 
-void ENTRY(output)(const struct vgg_winograd4_output *t)
+void ENTRY(output)(const struct vgg_winograd4_output *call)
 {
+    const struct vgg_winograd4_output local = *call, *t = &local;
     for (size_t tile = 0; tile < t->tiles; tile++)
         if (t->pool)
             output_channels(t, tile, false, true);

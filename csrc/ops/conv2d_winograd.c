@@ -22,7 +22,7 @@
 enum {
     ELEMENTS = 36,
     DEPTH = 128,         /* input channels of a block, at most: its panel stays in L1 */
-    PACK_ROWS = 32,      /* input channels whose weights are laid out, then transformed, at once */
+    PACK_ROWS = 128,      /* input channels whose weights are laid out, then transformed, at once */
     PAD = 16,            /* floats; keeps the 36 elements of a tile off the same cache sets */
     FEW_TILES = 128,     /* up to this many, weights are transformed where they are used */
     INPUT_TILES = 4,     /* of a task of the first stage where tiles are few */
