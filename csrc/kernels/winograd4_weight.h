@@ -23,17 +23,35 @@ INLINE void gradient_transform(vec u[6], vec g0, vec g1, vec g2, vec g3)
     u[5] = g3;
 }
 
+/* Two pixels of row i of the 2 x 2 window that was pooled to x[at]; a tile's windows are whole. */
+INLINE void window_row(vec *g, const struct source *s, size_t at, size_t i, const bool masked, size_t lanes)
+{
+    const vec zero = {0};
+    vec x = load(s->x + at, lanes);
+    if (masked)
+        x = choose(load(s->y + at, lanes) > zero, x, zero);
+    bytes place = {0};
+    memcpy(&place, s->index + at, lanes);
+    const mask where = __builtin_convertvector(place, mask);
+    g[0] = choose(where == (int32_t)(2 * i), x, zero);
+    g[1] = choose(where == (int32_t)(2 * i + 1), x, zero);
+}
+
 /* One vector of channels of one tile: G g G' to v[e * v_element], and the sum of its pixels as a 37th element. */
 INLINE void gradient_tile(float *v, size_t v_element, const struct source *s, size_t row, size_t column, size_t channel,
                           const bool inside, const bool masked, const bool pooled, size_t lanes)
 {
     vec half[4][6], sum = {0};
     for (size_t i = 0; i < 4; i++) {
-#define PIXEL(j) pixel(s, row + i, column + j, channel, inside, masked, pooled, lanes)
-        const vec g0 = PIXEL(0), g1 = PIXEL(1), g2 = PIXEL(2), g3 = PIXEL(3);
-#undef PIXEL
-        gradient_transform(half[i], g0, g1, g2, g3);
-        sum += (g0 + g1) + (g2 + g3);
+        vec g[4];
+        if (inside && pooled)
+            for (size_t j = 0; j < 4; j += 2)
+                window_row(g + j, s, ((row + i) / 2 * s->ow + (column + j) / 2) * s->c + channel, i % 2, masked, lanes);
+        else
+            for (size_t j = 0; j < 4; j++)
+                g[j] = pixel(s, row + i, column + j, channel, inside, masked, pooled, lanes);
+        gradient_transform(half[i], g[0], g[1], g[2], g[3]);
+        sum += (g[0] + g[1]) + (g[2] + g[3]);
     }
     for (size_t j = 0; j < 6; j++) {
         vec out[6];

@@ -10,13 +10,14 @@
  *
  *   1. transform  (parallel over rows of tiles) g, masked and un-pooled, to panels [element][k / width][tile][width], where
  *                 width is whole vectors and whole tiles of the microkernel, and x to panels [element][c / NR][tile][NR]
- *   2. multiply   (parallel over blocks of K x C) for each element, each tile of the block: one call of the microkernel,
- *                 which adds the chunk's sum, formed in registers, to sums [c / NR][k / MR][element][MR][NR]
- *   3. finish     (in the last chunk's multiply, the block's sums being in the cache) A' sums A to dw
+ *   2. multiply   for each of the 36 elements, each tile of the microkernel: one call, which adds the chunk's sum, formed in
+ *                 registers, to sums [c / NR][element][k / MR][MR][NR]
+ *   3. finish     A' sums A to dw
  *
- * So a long sum is blocked, and its order depends on shapes alone: chunks come in order, and an element of dw is one task's.
- * Where there is one chunk, a block's sums never leave the thread's scratch. The transform of g
- * has the sum of the tile as a 37th element: db is made from its panels. */
+ * So a long sum is blocked, and its order depends on shapes alone: chunks come in order, and a tile is one task's. With several
+ * chunks, a task of multiply is an element, so that its panels stay in the cache, and finish comes last. With one chunk, a task
+ * is a block of K x C with all its elements, which is finished at once: its sums never leave the cache. The transform of g has
+ * the sum of the tile as a 37th element: db is made from its panels. */
 #include "conv2d.h"
 #include "panels.h"
 
@@ -28,10 +29,11 @@ enum {
     CHUNK_BYTES = 8 << 20, /* of panels, about */
     CHUNK_LEAST = 98,      /* tiles of a chunk, about, at least: sums are read and written once a chunk */
     CHUNK_MOST = 256,      /* tiles of a sum in registers, at most (but a row) */
-    BLOCK_K = 8,           /* tiles of the microkernel in a block, at most */
-    BLOCK_C = 2,           /* panels of x in a block, at most */
+    BLOCK_C = 2,           /* panels of x in a block */
     STRIDE_PAD = 16,       /* floats between panels; keeps them off the same cache sets */
-    TASKS_A_THREAD = 2,    /* at least, where there are so many */
+    PAGE = 1024,           /* floats; elements are a few lines more than whole pages apart, */
+    ELEMENT_PAD = 48,      /* so that the 36 lines of a tile fall into different cache sets */
+    TASKS_A_THREAD = 4,    /* for balance */
     SMALL_WORK = 1 << 20   /* multiply-adds that are not worth waking a thread for */
 };
 
@@ -43,8 +45,18 @@ struct plan {
     size_t x_panel, x_panels, x_element;         /* floats of a panel; panels; floats of an element's panels */
     size_t g_width, g_panel, g_element, g_tiles; /* tiles of the microkernel */
     size_t sums;                                 /* floats of the 36 elements of one tile of the microkernel */
+    size_t block_k, block_c;                     /* of a block, at most: tiles of the microkernel, panels of x */
     size_t db_bytes, x_bytes, g_bytes, sums_bytes, shared_bytes, thread_bytes;
 };
+
+/* Floats from one element's panels to the next's. */
+static bool element_size(size_t *element, size_t panels, size_t panel)
+{
+    if (!vgg_mul_size(element, panels, panel) || !vgg_add_size(element, *element, PAGE + ELEMENT_PAD))
+        return false;
+    *element = *element / PAGE * PAGE + ELEMENT_PAD;
+    return true;
+}
 
 /* The least multiple of a and b. */
 static size_t common_multiple(size_t a, size_t b)
@@ -68,6 +80,8 @@ static enum vgg_status make_plan(struct plan *p, struct vgg_context *ctx, const 
     p->g_tiles = vgg_ceil_div(p->k, gemm->mr);
     p->g_width = common_multiple(gemm->mr, gemm->nr / 2);
     p->sums = ELEMENTS * gemm->mr * gemm->nr;
+    p->block_c = BLOCK_C;
+    p->block_k = vgg_max_size(vgg_l2_bytes() / 2 / sizeof(float) / p->sums / BLOCK_C, 1);
 
     size_t all_rows, channels, tile_bytes, g_panels = vgg_ceil_div(p->k, p->g_width);
     bool fits = vgg_mul_size(&all_rows, p->n, p->rows_an_image) && vgg_add_size(&channels, p->c, p->k) &&
@@ -80,12 +94,12 @@ static enum vgg_status make_plan(struct plan *p, struct vgg_context *ctx, const 
         bool one = p->chunks == 1; /* then a block's sums are the thread's */
         fits = vgg_mul_size(&p->x_panel, p->rows * p->tiles, gemm->nr) &&
                vgg_mul_size(&p->g_panel, p->rows * p->tiles, p->g_width) && vgg_add_size(&p->x_panel, p->x_panel, STRIDE_PAD) &&
-               vgg_add_size(&p->g_panel, p->g_panel, STRIDE_PAD) && vgg_mul_size(&p->x_element, p->x_panels, p->x_panel) &&
-               vgg_mul_size(&p->g_element, g_panels, p->g_panel) &&
+               vgg_add_size(&p->g_panel, p->g_panel, STRIDE_PAD) && element_size(&p->x_element, p->x_panels, p->x_panel) &&
+               element_size(&p->g_element, g_panels, p->g_panel) &&
                vgg_reserve(&p->db_bytes, p->k, sizeof(double) / sizeof(float), 1) &&
                vgg_reserve(&p->x_bytes, ELEMENTS, p->x_element, 1) && vgg_reserve(&p->g_bytes, ELEMENTS + 1, p->g_element, 1) &&
                vgg_reserve(&p->sums_bytes, one ? 0 : p->sums, p->x_panels, p->g_tiles) &&
-               vgg_reserve(&p->thread_bytes, one ? BLOCK_K * BLOCK_C : 0, p->sums, 1) &&
+               vgg_reserve(&p->thread_bytes, one ? p->block_k * p->block_c : 0, p->sums, 1) &&
                vgg_add_size(&p->shared_bytes, p->db_bytes, p->x_bytes) &&
                vgg_add_size(&p->shared_bytes, p->shared_bytes, p->g_bytes) &&
                vgg_add_size(&p->shared_bytes, p->shared_bytes, p->sums_bytes);
@@ -110,7 +124,8 @@ struct call {
     const struct vgg_conv2d_gradient *g;
     int beta;
     size_t chunk, row, rows; /* the chunk: its first row of tiles, counted through the batch, and how many */
-    size_t block_k, block_c, blocks_k, blocks_c;
+    size_t block_k, blocks_k, block_c, blocks_c; /* blocks of K x C, as the threads want them */
+    size_t split_k, splits;                      /* tiles of the microkernel in a task of one element, and such tasks */
     float *x_panels, *g_panels, *sums;
     double *db_sums;
     char *scratch;
@@ -171,21 +186,21 @@ static void transform_task(void *argument, size_t task, int thread)
 
 /* ------------------------------------------------------------------------------------------------ products */
 
-/* A block: tiles of the microkernel from k to k_end, panels of x from c to c_end. */
+/* Elements, tiles of the microkernel and panels of x: from, and up to. And their sums [c / NR][element][k / MR][MR][NR], of
+ * which the first is of panel sums_c and tile sums_k, and which have sums_tiles tiles. */
 struct block {
-    size_t k, k_end, c, c_end;
+    size_t element, element_end, k, k_end, c, c_end;
+    float *sums;
+    size_t sums_c, sums_k, sums_tiles;
 };
 
-/* The 36 elements' sums of one tile of the microkernel: a place in the workspace, or in the scratch of one block. */
-static float *sums_of(const struct call *call, const struct block *block, float *scratch, size_t k, size_t c)
+static float *sums_of(const struct plan *p, const struct block *block, size_t c, size_t element, size_t k)
 {
-    const struct plan *p = &call->p;
-    if (p->chunks > 1)
-        return call->sums + (c * p->g_tiles + k) * p->sums;
-    return scratch + ((c - block->c) * (block->k_end - block->k) + k - block->k) * p->sums;
+    size_t tile = ((c - block->sums_c) * ELEMENTS + element) * block->sums_tiles + k - block->sums_k;
+    return block->sums + tile * p->gemm->mr * p->gemm->nr;
 }
 
-static void multiply(const struct call *call, const struct block *block, float *scratch)
+static void multiply(const struct call *call, const struct block *block)
 {
     const struct plan *p = &call->p;
     size_t mr = p->gemm->mr, nr = p->gemm->nr;
@@ -196,30 +211,30 @@ static void multiply(const struct call *call, const struct block *block, float *
                               .a_col = p->g_width,
                               .c_row = nr,
                               .beta = call->chunk != 0};
-    for (size_t element = 0; element < ELEMENTS; element++)
+    for (size_t element = block->element; element < block->element_end; element++)
         for (size_t c = block->c; c < block->c_end; c++) {
             t.b = call->x_panels + element * p->x_element + c * p->x_panel;
-            for (size_t tile = block->k; tile < block->k_end; tile++) {
+            t.c = sums_of(p, block, c, element, block->k);
+            for (size_t tile = block->k; tile < block->k_end; tile++, t.c += mr * nr) {
                 size_t k = tile * mr;
                 t.mr = vgg_min_size(mr, p->k - k);
                 t.a = call->g_panels + element * p->g_element + k / p->g_width * p->g_panel + k % p->g_width;
-                t.c = sums_of(call, block, scratch, tile, c) + element * mr * nr;
-                if (t.beta)
-                    for (size_t i = 0; i < mr * nr; i += 16)
-                        __builtin_prefetch(t.c + i + p->sums, 1);
+                if (t.beta) /* the next tile's */
+                    for (size_t i = mr * nr; i < 2 * mr * nr; i += 16)
+                        __builtin_prefetch(t.c + i, 1);
                 p->gemm->run.gemm(&t);
             }
         }
 }
 
-static void finish(const struct call *call, const struct block *block, float *scratch)
+static void finish(const struct call *call, const struct block *block)
 {
     const struct plan *p = &call->p;
     size_t mr = p->gemm->mr, nr = p->gemm->nr;
     for (size_t c = block->c; c < block->c_end; c++)
         for (size_t tile = block->k; tile < block->k_end; tile++) {
-            const struct vgg_winograd4_sums sums = {.m = sums_of(call, block, scratch, tile, c),
-                                                    .m_element = mr * nr,
+            const struct vgg_winograd4_sums sums = {.m = sums_of(p, block, c, 0, tile),
+                                                    .m_element = block->sums_tiles * mr * nr,
                                                     .m_row = nr,
                                                     .dw = call->dw + tile * mr * 9 * p->c + c * nr,
                                                     .dw_row = 9 * p->c,
@@ -231,42 +246,89 @@ static void finish(const struct call *call, const struct block *block, float *sc
         }
 }
 
-static void sum_bias(const struct call *call, size_t tile)
+static void sum_bias(const struct call *call)
 {
     const struct plan *p = &call->p;
-    size_t mr = p->gemm->mr, k = tile * mr;
-    const float *g = call->g_panels + ELEMENTS * p->g_element + k / p->g_width * p->g_panel + k % p->g_width;
-    vgg_sum_columns(call->db_sums + k, g, p->g_width, call->rows * p->tiles, vgg_min_size(mr, p->k - k), mr);
+    size_t mr = p->gemm->mr;
+    for (size_t k = 0; k < p->k; k += mr) {
+        const float *g = call->g_panels + ELEMENTS * p->g_element + k / p->g_width * p->g_panel + k % p->g_width;
+        vgg_sum_columns(call->db_sums + k, g, p->g_width, call->rows * p->tiles, vgg_min_size(mr, p->k - k), mr);
+    }
 }
 
-static void multiply_task(void *argument, size_t task, int thread)
+/* All elements of the task's block of K x C, among the sums of all K x C. */
+static struct block block_of(const struct call *call, size_t task)
+{
+    struct block block = {.element_end = ELEMENTS,
+                          .k = task % call->blocks_k * call->block_k,
+                          .c = task / call->blocks_k * call->block_c,
+                          .sums = call->sums,
+                          .sums_tiles = call->p.g_tiles};
+    block.k_end = vgg_min_size(block.k + call->block_k, call->p.g_tiles);
+    block.c_end = vgg_min_size(block.c + call->block_c, call->p.x_panels);
+    return block;
+}
+
+/* The only chunk: task 0 is db, the others are blocks. */
+static void multiply_and_finish_task(void *argument, size_t task, int thread)
 {
     const struct call *call = argument;
-    const struct plan *p = &call->p;
-    float *scratch = (float *)(void *)(call->scratch + (size_t)thread * p->thread_bytes);
-    struct block block = {.k = task % call->blocks_k * call->block_k, .c = task / call->blocks_k * call->block_c};
-    block.k_end = vgg_min_size(block.k + call->block_k, p->g_tiles);
-    block.c_end = vgg_min_size(block.c + call->block_c, p->x_panels);
-    for (size_t tile = block.k; block.c == 0 && tile < block.k_end; tile++)
-        sum_bias(call, tile);
-    multiply(call, &block, scratch);
-    if (call->chunk + 1 == p->chunks)
-        finish(call, &block, scratch);
+    if (task == 0) {
+        sum_bias(call);
+        return;
+    }
+    struct block block = block_of(call, task - 1);
+    block.sums = (float *)(void *)(call->scratch + (size_t)thread * call->p.thread_bytes);
+    block.sums_c = block.c;
+    block.sums_k = block.k;
+    block.sums_tiles = block.k_end - block.k;
+    multiply(call, &block);
+    finish(call, &block);
 }
 
-/* Blocks of even size, smaller where there would be too few for the threads. */
-static void make_blocks(struct call *call, int threads)
+/* One of several chunks: task 0 is db, the others are an element of some or all tiles. */
+static void multiply_task(void *argument, size_t task, int thread)
+{
+    (void)thread;
+    const struct call *call = argument;
+    if (task == 0) {
+        sum_bias(call);
+        return;
+    }
+    size_t element = (task - 1) / call->splits, k = (task - 1) % call->splits * call->split_k;
+    const struct block block = {.element = element,
+                                .element_end = element + 1,
+                                .k = k,
+                                .k_end = vgg_min_size(k + call->split_k, call->p.g_tiles),
+                                .c_end = call->p.x_panels,
+                                .sums = call->sums,
+                                .sums_tiles = call->p.g_tiles};
+    multiply(call, &block);
+}
+
+static void finish_task(void *argument, size_t task, int thread)
+{
+    (void)thread;
+    const struct block block = block_of(argument, task);
+    finish(argument, &block);
+}
+
+/* Cuts `all` into *count even parts of *size: at most `most`, and so small that there are `wanted` if possible. */
+static void cut(size_t *size, size_t *count, size_t all, size_t most, size_t wanted)
+{
+    *size = vgg_ceil_div(all, vgg_min_size(all, vgg_max_size(vgg_ceil_div(all, most), wanted)));
+    *count = vgg_ceil_div(all, *size);
+}
+
+static void make_tasks(struct call *call, int threads)
 {
     const struct plan *p = &call->p;
-    for (size_t most = BLOCK_K;; most /= 2) {
-        call->block_c = vgg_min_size(BLOCK_C, vgg_max_size(most / 2, 1));
-        call->blocks_c = vgg_ceil_div(p->x_panels, call->block_c);
-        call->blocks_k = vgg_ceil_div(p->g_tiles, most);
-        call->block_k = vgg_ceil_div(p->g_tiles, call->blocks_k);
-        call->blocks_k = vgg_ceil_div(p->g_tiles, call->block_k);
-        if (most == 1 || threads == 1 || call->blocks_c * call->blocks_k >= TASKS_A_THREAD * (size_t)threads)
-            return;
-    }
+    size_t wanted = threads == 1 ? 1 : TASKS_A_THREAD * (size_t)threads;
+    cut(&call->block_c, &call->blocks_c, p->x_panels, p->block_c, 1);
+    cut(&call->block_k, &call->blocks_k, p->g_tiles, p->block_k, vgg_ceil_div(wanted, call->blocks_c));
+    /* Half of the L2 cache for an element's panels of g. */
+    size_t most = vgg_l2_bytes() / 2 / sizeof(float) / (vgg_max_size(p->rows, 1) * p->tiles * p->gemm->mr);
+    cut(&call->split_k, &call->splits, p->g_tiles, vgg_max_size(most, 1), vgg_ceil_div(wanted, ELEMENTS));
 }
 
 enum vgg_status vgg_conv2d_winograd_weight(struct vgg_context *ctx, float *dw, float *db, const struct vgg_conv2d_gradient *g,
@@ -285,7 +347,7 @@ enum vgg_status vgg_conv2d_winograd_weight(struct vgg_context *ctx, float *dw, f
     call.scratch = workspace + p->shared_bytes;
     if ((double)(p->n * p->h * p->w) * (double)(p->c * p->k * 9) < SMALL_WORK)
         threads = 1;
-    make_blocks(&call, threads);
+    make_tasks(&call, threads);
 
     const struct vgg_kernel *const used[] = {p->gemm, p->input, p->gradient, p->output};
     for (size_t i = 0; i < sizeof used / sizeof *used; i++)
@@ -294,12 +356,18 @@ enum vgg_status vgg_conv2d_winograd_weight(struct vgg_context *ctx, float *dw, f
         call.db_sums[k] = 0;
     if (p->n == 0 && beta == 0)
         memset(dw, 0, p->k * 9 * p->c * sizeof *dw);
+    size_t blocks = call.blocks_c * call.blocks_k;
     for (call.chunk = 0; p->n != 0 && call.chunk < p->chunks; call.chunk++) {
         call.row = call.chunk * p->rows;
         call.rows = vgg_min_size(p->rows, p->n * p->rows_an_image - call.row);
         vgg_parallel_for(threads, 2 * call.rows, transform_task, &call);
-        vgg_parallel_for(threads, call.blocks_c * call.blocks_k, multiply_task, &call);
+        if (p->chunks == 1)
+            vgg_parallel_for(threads, 1 + blocks, multiply_and_finish_task, &call);
+        else
+            vgg_parallel_for(threads, 1 + ELEMENTS * call.splits, multiply_task, &call);
     }
+    if (p->chunks > 1)
+        vgg_parallel_for(threads, blocks, finish_task, &call);
     for (size_t k = 0; k < p->k; k++)
         db[k] = (float)(call.db_sums[k] + (beta != 0 ? (double)db[k] : 0));
     return VGG_OK;
