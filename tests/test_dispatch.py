@@ -22,7 +22,10 @@ import numpy as np
 from vggnet import _C
 rng = np.random.default_rng(0)
 x, w = (rng.standard_normal(s).astype(np.float32) for s in [(2, 9, 11, 19), (37, 3, 3, 19)])
-y = _C.conv2d(x, w, algorithm="direct").numpy().tolist()
+y = _C.conv2d(x, w, algorithm="direct")
+_C.conv2d(x, w, algorithm="winograd4")
+_C.conv2d_backward_weight(y, x, algorithm="winograd4")
+y = y.numpy().tolist()
 state = {"info": _C.build_info(), "kernels": _C.kernels(), "threads": _C.get_num_threads()}
 print(json.dumps({**state, "y": y}))
 """

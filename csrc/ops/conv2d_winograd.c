@@ -24,7 +24,7 @@ enum {
     DEPTH = 128,         /* input channels of a block, at most: its panel stays in L1 */
     PACK_ROWS = 128,      /* input channels whose weights are laid out, then transformed, at once */
     PAD = 16,            /* floats; keeps the 36 elements of a tile off the same cache sets */
-    FEW_TILES = 128,     /* up to this many, weights are transformed where they are used */
+    FEW_TILES = 100,     /* up to this many, weights are transformed where they are used */
     INPUT_TILES = 4,     /* of a task of the first stage where tiles are few */
     SMALL_WORK = 1 << 18 /* multiplications that are not worth waking a thread for */
 };
@@ -69,7 +69,7 @@ static enum vgg_status make_plan(struct plan *p, const struct vgg_context *ctx, 
                 vgg_add_size(&all, lanes, outs) && vgg_mul_size(&all, all, ELEMENTS * sizeof(float));
     if (fits) {
         p->few = p->tiles <= FEW_TILES;
-        size_t most = vgg_max_size(vgg_l2_bytes() / all, 24);
+        size_t most = vgg_max_size(vgg_l2_bytes() / all, 64);
         p->blocks = p->few ? 1 : round_up(vgg_ceil_div(p->tiles, most), (size_t)ctx->threads);
         p->block = vgg_ceil_div(p->tiles, p->blocks);
         p->m_tile = p->few ? nr : outs;
