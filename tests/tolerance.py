@@ -7,9 +7,9 @@ sqrt(m / accumulators) / 2 roundings of partial sums that are themselves a fract
 dense data (ReLU-normal x, He w, 64 and 512 channels): direct 2.2, F(2,3) 0.9, F(4,3) 4.3 (with the points of
 kernels/winograd4.h; 13.9 with 0, 1, -1, 2, -2), F(6,3) 24.9, stable over the number of channels, while plain
 relative error moves fourfold; with 3 channels F(4,3) 10.7 and F(6,3) 49; with 98 % zeros and heavy tails
-F(2,3) 6, F(4,3) 24 (49 with 3 channels), F(6,3) 137. Weight gradient: direct 1.9, F(3,4) 5.4. Each k below is the next power of two above its measurement, times two for data that was not
-measured; raising one needs a measurement. A Winograd tile mixes its pixels, so there B is its maximum over
-the output tile.
+F(2,3) 6, F(4,3) 24 (49 with 3 channels), F(6,3) 137. Weight gradient: direct 1.9, F(3,4) 5.4. Each k below is
+the next power of two above its measurement, times two for data that was not measured; raising one needs a
+measurement. A Winograd tile mixes its pixels, so there B is its maximum over the output tile.
 """
 
 import numpy as np
