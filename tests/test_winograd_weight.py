@@ -45,7 +45,7 @@ def winograd(*arguments, **options):
 def padded_tiles(a, before, side):
     """Windows of side x side pixels every four pixels, the first `before` pixels above and left of the map:
     (tiles, channels, side, side)."""
-    n, h, w, c = a.shape
+    _, h, w, c = a.shape
     ends = [(before, -size % 4 + side - 4 - before) for size in (h, w)]
     a = np.pad(a, ((0, 0), *ends, (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(a, (side, side), (1, 2))[:, ::4, ::4]
@@ -196,8 +196,8 @@ def test_threads_give_equal_bits(isa, threads, shape):
 def test_workspace_too_small(isa):
     x, _, _, _, _, dy = _case((3, 13, 11, 24, 40), 3, FUSIONS[0])
     size = _C.conv2d_workspace(x.shape, (40, 3, 3, 24), "backward_weight", algorithm="winograd4")
+    short = _C.empty((size - 1,), "uint8")
     with pytest.raises(ValueError, match="workspace"):
-        short = _C.empty((size - 1,), "uint8")
         _C.conv2d_backward_weight(dy, x, 3, algorithm="winograd4", workspace=short)
 
 

@@ -7,6 +7,8 @@
  * times N_p, so a factor must take them back. G is applied to each tile, A' once to the sum over all: A' has the factors.
  *
  *   G: row p  (1, p, p^2, p^3)    infinity  (0, 0, 0, 1)       A': column p  (1, p, p^2) / N_p    infinity  (0, 0, 1) */
+#ifndef VGG_WINOGRAD4_WEIGHT_H
+#define VGG_WINOGRAD4_WEIGHT_H
 
 /* ------------------------------------------------------------------------------------------------ gradient */
 
@@ -140,3 +142,5 @@ void ENTRY(sums)(const struct vgg_winograd4_sums *t)
             sums_row(t, m + c, dw + c, t->columns - c);
     }
 }
+
+#endif
