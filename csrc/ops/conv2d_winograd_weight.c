@@ -14,34 +14,35 @@
  *                 registers, to sums [c / NR][element][k / MR][MR][NR]
  *   3. finish     A' sums A to dw
  *
- * So a long sum is blocked, and its order depends on shapes alone: chunks come in order, and a tile is one task's. With several
- * chunks, a task of multiply is an element, so that its panels stay in the cache, and finish comes last. With one chunk, a task
- * is a block of K x C with all its elements, which is finished at once: its sums never leave the cache. The transform of g has
- * the sum of the tile as a 37th element: db is made from its panels. */
+ * So a long sum is blocked, and its order depends on shapes alone: chunks come in order, and a tile is one task's. A task of
+ * multiply is an element, whose panels stay in the cache, and finish comes last. But where one chunk has all tiles, a
+ * task is a block of K x C with all its elements, and is finished while its sums are in the cache: with few tiles, to write and
+ * read them would take longer than to make them. The transform of g has the sum of the tile as a 37th element: db is made from its panels. */
 #include "conv2d.h"
 #include "panels.h"
 
 #include <string.h>
 
 enum {
-    TILE = 4,              /* of g */
-    ELEMENTS = 36,         /* of a transformed tile */
-    CHUNK_BYTES = 8 << 20, /* of panels, about */
-    CHUNK_LEAST = 98,      /* tiles of a chunk, about, at least: sums are read and written once a chunk */
-    CHUNK_MOST = 256,      /* tiles of a sum in registers, at most (but a row) */
-    BLOCK_C = 2,           /* panels of x in a block */
-    STRIDE_PAD = 16,       /* floats between panels; keeps them off the same cache sets */
-    PAGE = 1024,           /* floats; elements are a few lines more than whole pages apart, */
-    ELEMENT_PAD = 48,      /* so that the 36 lines of a tile fall into different cache sets */
-    TASKS_A_THREAD = 4,    /* for balance */
-    SMALL_WORK = 1 << 20   /* multiply-adds that are not worth waking a thread for */
+    TILE = 4,            /* of g */
+    ELEMENTS = 36,       /* of a transformed tile */
+    CHUNK_TILES = 128,   /* of a sum in registers, at most (but a row); more leave the cache, fewer add to sums too often */
+    RUN_TILES = 16,      /* of a task of the transform, about */
+    BLOCK_C = 2,         /* panels of x in a block */
+    STRIDE_PAD = 16,     /* floats between panels; keeps them off the same cache sets */
+    PAGE = 1024,         /* floats; elements are a few lines more than whole pages apart, */
+    ELEMENT_PAD = 48,    /* so that the 36 lines of a tile fall into different cache sets */
+    TASKS_A_THREAD = 4,  /* for balance */
+    SMALL_WORK = 1 << 20 /* multiply-adds that are not worth waking a thread for */
 };
 
 struct plan {
     size_t n, h, w, c, k;
     const struct vgg_kernel *gemm, *input, *gradient, *output;
     size_t rows_an_image, tiles;                 /* rows of tiles; tiles of a row */
+    size_t runs;                                 /* parts of a row of tiles, for the transform */
     size_t rows, chunks;                         /* rows of a chunk */
+    bool by_blocks;                              /* one chunk */
     size_t x_panel, x_panels, x_element;         /* floats of a panel; panels; floats of an element's panels */
     size_t g_width, g_panel, g_element, g_tiles; /* tiles of the microkernel */
     size_t sums;                                 /* floats of the 36 elements of one tile of the microkernel */
@@ -83,23 +84,21 @@ static enum vgg_status make_plan(struct plan *p, struct vgg_context *ctx, const 
     p->block_c = BLOCK_C;
     p->block_k = vgg_max_size(vgg_l2_bytes() / 2 / sizeof(float) / p->sums / BLOCK_C, 1);
 
-    size_t all_rows, channels, tile_bytes, g_panels = vgg_ceil_div(p->k, p->g_width);
-    bool fits = vgg_mul_size(&all_rows, p->n, p->rows_an_image) && vgg_add_size(&channels, p->c, p->k) &&
-                vgg_mul_size(&tile_bytes, channels, ELEMENTS * sizeof(float));
+    size_t all_rows, g_panels = vgg_ceil_div(p->k, p->g_width);
+    bool fits = vgg_mul_size(&all_rows, p->n, p->rows_an_image);
     if (fits) {
-        size_t most = vgg_min_size(vgg_max_size(CHUNK_BYTES / tile_bytes, CHUNK_LEAST), CHUNK_MOST);
-        most = vgg_max_size(most / p->tiles, 1);
-        p->chunks = vgg_max_size(vgg_ceil_div(all_rows, most), 1);
+        p->chunks = vgg_max_size(vgg_ceil_div(all_rows, vgg_max_size(CHUNK_TILES / p->tiles, 1)), 1);
         p->rows = vgg_ceil_div(all_rows, p->chunks);
-        bool one = p->chunks == 1; /* then a block's sums are the thread's */
+        p->by_blocks = p->chunks == 1;
+        p->runs = vgg_ceil_div(p->tiles, RUN_TILES);
         fits = vgg_mul_size(&p->x_panel, p->rows * p->tiles, gemm->nr) &&
                vgg_mul_size(&p->g_panel, p->rows * p->tiles, p->g_width) && vgg_add_size(&p->x_panel, p->x_panel, STRIDE_PAD) &&
                vgg_add_size(&p->g_panel, p->g_panel, STRIDE_PAD) && element_size(&p->x_element, p->x_panels, p->x_panel) &&
                element_size(&p->g_element, g_panels, p->g_panel) &&
                vgg_reserve(&p->db_bytes, p->k, sizeof(double) / sizeof(float), 1) &&
                vgg_reserve(&p->x_bytes, ELEMENTS, p->x_element, 1) && vgg_reserve(&p->g_bytes, ELEMENTS + 1, p->g_element, 1) &&
-               vgg_reserve(&p->sums_bytes, one ? 0 : p->sums, p->x_panels, p->g_tiles) &&
-               vgg_reserve(&p->thread_bytes, one ? p->block_k * p->block_c : 0, p->sums, 1) &&
+               vgg_reserve(&p->sums_bytes, p->by_blocks ? 0 : p->sums, p->x_panels, p->g_tiles) &&
+               vgg_reserve(&p->thread_bytes, p->by_blocks ? p->block_k * p->block_c : 0, p->sums, 1) &&
                vgg_add_size(&p->shared_bytes, p->db_bytes, p->x_bytes) &&
                vgg_add_size(&p->shared_bytes, p->shared_bytes, p->g_bytes) &&
                vgg_add_size(&p->shared_bytes, p->shared_bytes, p->sums_bytes);
@@ -133,55 +132,46 @@ struct call {
 
 /* ------------------------------------------------------------------------------------------------ transforms */
 
-static void transform_g(const struct call *call, size_t row)
-{
-    const struct plan *p = &call->p;
-    size_t n = (call->row + row) / p->rows_an_image, image = n * call->g->oh * call->g->ow * p->k;
-    const struct vgg_winograd4_input run = {.x = call->g->dy + image,
-                                            .y = call->g->y == NULL ? NULL : call->g->y + image,
-                                            .index = call->g->index == NULL ? NULL : call->g->index + image,
-                                            .h = p->h,
-                                            .w = p->w,
-                                            .c = p->k,
-                                            .oh = call->g->oh,
-                                            .ow = call->g->ow,
-                                            .row = (call->row + row) % p->rows_an_image,
-                                            .tiles = p->tiles,
-                                            .v = call->g_panels + row * p->tiles * p->g_width,
-                                            .v_element = p->g_element,
-                                            .v_panel = p->g_panel,
-                                            .v_tile = p->g_width,
-                                            .width = p->g_width};
-    p->gradient->run.winograd4_gradient(&run);
-}
-
-static void transform_x(const struct call *call, size_t row)
-{
-    const struct plan *p = &call->p;
-    size_t n = (call->row + row) / p->rows_an_image;
-    const struct vgg_winograd4_input run = {.x = call->x + n * p->h * p->w * p->c,
-                                            .h = p->h,
-                                            .w = p->w,
-                                            .c = p->c,
-                                            .oh = p->h,
-                                            .ow = p->w,
-                                            .row = (call->row + row) % p->rows_an_image,
-                                            .tiles = p->tiles,
-                                            .v = call->x_panels + row * p->tiles * p->gemm->nr,
-                                            .v_element = p->x_element,
-                                            .v_panel = p->x_panel,
-                                            .v_tile = p->gemm->nr,
-                                            .width = p->gemm->nr};
-    p->input->run.winograd4_input(&run);
-}
-
+/* A part of a row of tiles of the chunk: of g if `task` is even, of x if it is odd. */
 static void transform_task(void *argument, size_t task, int thread)
 {
     (void)thread;
-    if (task % 2 == 0)
-        transform_g(argument, task / 2);
-    else
-        transform_x(argument, task / 2);
+    const struct call *call = argument;
+    const struct plan *p = &call->p;
+    size_t row = task / 2 / p->runs, length = vgg_ceil_div(p->tiles, p->runs), column = task / 2 % p->runs * length;
+    if (column >= p->tiles)
+        return;
+    size_t n = (call->row + row) / p->rows_an_image;
+    struct vgg_winograd4_input run = {.h = p->h,
+                                      .w = p->w,
+                                      .row = (call->row + row) % p->rows_an_image,
+                                      .column = column,
+                                      .tiles = vgg_min_size(length, p->tiles - column)};
+    if (task % 2 == 0) {
+        const struct vgg_conv2d_gradient *g = call->g;
+        size_t image = n * g->oh * g->ow * p->k;
+        run.x = g->dy + image;
+        run.y = g->y == NULL ? NULL : g->y + image;
+        run.index = g->index == NULL ? NULL : g->index + image;
+        run.oh = g->oh;
+        run.ow = g->ow;
+        run.c = p->k;
+        run.v = call->g_panels + (row * p->tiles + column) * p->g_width;
+        run.v_element = p->g_element;
+        run.v_panel = p->g_panel;
+        run.v_tile = run.width = p->g_width;
+        p->gradient->run.winograd4_gradient(&run);
+    } else {
+        run.x = call->x + n * p->h * p->w * p->c;
+        run.oh = p->h;
+        run.ow = p->w;
+        run.c = p->c;
+        run.v = call->x_panels + (row * p->tiles + column) * p->gemm->nr;
+        run.v_element = p->x_element;
+        run.v_panel = p->x_panel;
+        run.v_tile = run.width = p->gemm->nr;
+        p->input->run.winograd4_input(&run);
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------ products */
@@ -269,7 +259,7 @@ static struct block block_of(const struct call *call, size_t task)
     return block;
 }
 
-/* The only chunk: task 0 is db, the others are blocks. */
+/* By blocks: task 0 is db, the others are blocks. */
 static void multiply_and_finish_task(void *argument, size_t task, int thread)
 {
     const struct call *call = argument;
@@ -286,7 +276,7 @@ static void multiply_and_finish_task(void *argument, size_t task, int thread)
     finish(call, &block);
 }
 
-/* One of several chunks: task 0 is db, the others are an element of some or all tiles. */
+/* By elements: task 0 is db, the others are an element of some or all tiles of the microkernel. */
 static void multiply_task(void *argument, size_t task, int thread)
 {
     (void)thread;
@@ -360,13 +350,13 @@ enum vgg_status vgg_conv2d_winograd_weight(struct vgg_context *ctx, float *dw, f
     for (call.chunk = 0; p->n != 0 && call.chunk < p->chunks; call.chunk++) {
         call.row = call.chunk * p->rows;
         call.rows = vgg_min_size(p->rows, p->n * p->rows_an_image - call.row);
-        vgg_parallel_for(threads, 2 * call.rows, transform_task, &call);
-        if (p->chunks == 1)
+        vgg_parallel_for(threads, 2 * call.rows * p->runs, transform_task, &call);
+        if (p->by_blocks)
             vgg_parallel_for(threads, 1 + blocks, multiply_and_finish_task, &call);
         else
             vgg_parallel_for(threads, 1 + ELEMENTS * call.splits, multiply_task, &call);
     }
-    if (p->chunks > 1)
+    if (!p->by_blocks)
         vgg_parallel_for(threads, blocks, finish_task, &call);
     for (size_t k = 0; k < p->k; k++)
         db[k] = (float)(call.db_sums[k] + (beta != 0 ? (double)db[k] : 0));
