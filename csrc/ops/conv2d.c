@@ -206,10 +206,28 @@ void vgg_conv2d_gradient_row(float *restrict row, const struct vgg_conv2d_gradie
 
 /* ------------------------------------------------------------------------------------------------ choice and entries */
 
+/* Where F(4x4, 3x3) was measured to be faster than direct convolution (AVX2; 16 to 512 channels, maps of 2 x 2 to 28 x 28,
+ * batches of 1, 2 and 8): its tiles must be full to the half, and the map large enough to pay for the transforms of the
+ * weights, which a batch shares. The weight gradient's are those of dw, and dearer. */
+static bool winograd4_pays(const struct vgg_conv2d *s, enum vgg_direction direction)
+{
+    enum { CHANNELS = 16 };
+    static const size_t least_pixels[VGG_DIRECTION_COUNT][2] = {
+        [VGG_FORWARD] = {[true] = 7 * 7, [false] = 3 * 3},
+        [VGG_BACKWARD_INPUT] = {[true] = 7 * 7, [false] = 3 * 3},
+        [VGG_BACKWARD_WEIGHT] = {[true] = 12 * 12, [false] = 4 * 4},
+    };
+    double pixels = (double)s->h * (double)s->w;
+    double in_tiles = 16 * (double)vgg_ceil_div(s->h, 4) * (double)vgg_ceil_div(s->w, 4);
+    return s->kernel_size == 3 && s->c >= CHANNELS && s->k >= CHANNELS && 2 * pixels >= in_tiles &&
+           pixels >= (double)least_pixels[direction][s->n == 1];
+}
+
 enum vgg_algorithm vgg_conv2d_algorithm(const struct vgg_conv2d *s, enum vgg_direction direction)
 {
-    (void)direction;
-    return s->algorithm == VGG_AUTO ? VGG_DIRECT : s->algorithm;
+    if (s->algorithm != VGG_AUTO)
+        return s->algorithm;
+    return winograd4_pays(s, direction) ? VGG_WINOGRAD4 : VGG_DIRECT;
 }
 
 /* What the call takes; VGG_UNSUPPORTED if it cannot do what it was asked for. */

@@ -21,10 +21,12 @@
 
 enum {
     ELEMENTS = 36,
-    DEPTH = 128,         /* input channels of a block, at most: its panel stays in L1 */
-    PACK_ROWS = 128,      /* input channels whose weights are laid out, then transformed, at once */
+    PANEL_FLOATS = 4096, /* of a panel's block of input channels, at most: it stays in L1 */
+    PACK_ROWS = 128,     /* input channels whose weights are laid out, then transformed, at once */
+    LINE = 16,           /* floats of a cache line */
     PAD = 16,            /* floats; keeps the 36 elements of a tile off the same cache sets */
     FEW_TILES = 100,     /* up to this many, weights are transformed where they are used */
+    BLOCK_TILES = 84,    /* of a block otherwise: u is read from L3 or memory once for so many */
     INPUT_TILES = 4,     /* of a task of the first stage where tiles are few */
     SMALL_WORK = 1 << 18 /* multiplications that are not worth waking a thread for */
 };
@@ -61,16 +63,14 @@ static enum vgg_status make_plan(struct plan *p, const struct vgg_context *ctx, 
                        .tiles_w = vgg_ceil_div(s->w, 4)};
     size_t nr = p->gemm->nr;
     p->panels = vgg_ceil_div(p->co, nr);
-    p->depths = vgg_ceil_div(p->ci, DEPTH);
+    p->depths = vgg_ceil_div(p->ci, PANEL_FLOATS / nr);
     p->width = round_up(vgg_ceil_div(p->ci, p->depths), 16);
-    size_t lanes, outs, all; /* ci and co with their padding */
+    size_t outs; /* co with its padding */
     bool fits = vgg_mul_size(&p->tiles, p->tiles_h, p->tiles_w) && vgg_mul_size(&p->tiles, p->tiles, p->n) &&
-                vgg_mul_size(&lanes, p->width, p->depths) && vgg_mul_size(&outs, p->panels, nr) &&
-                vgg_add_size(&all, lanes, outs) && vgg_mul_size(&all, all, ELEMENTS * sizeof(float));
+                vgg_mul_size(&outs, p->panels, nr);
     if (fits) {
         p->few = p->tiles <= FEW_TILES;
-        size_t most = vgg_max_size(vgg_l2_bytes() / all, 64);
-        p->blocks = p->few ? 1 : round_up(vgg_ceil_div(p->tiles, most), (size_t)ctx->threads);
+        p->blocks = p->few ? 1 : round_up(vgg_ceil_div(p->tiles, BLOCK_TILES), (size_t)ctx->threads);
         p->block = vgg_ceil_div(p->tiles, p->blocks);
         p->m_tile = p->few ? nr : outs;
         size_t rows = p->few ? p->width : p->ci; /* of u's panel */
@@ -229,8 +229,10 @@ static void transform_output(const struct call *call, const float *m, size_t fir
     }
 }
 
-/* m (+)= v u for a block of input channels, a panel of output channels and all tiles of the block. */
-static void multiply(const struct plan *p, float *m, const float *v, const float *u, size_t tiles, size_t depth)
+/* m (+)= v u for a block of input channels, a panel of output channels and all tiles of the block. next: the block of u that
+ * comes after this one, where it is far away, or NULL. */
+static void multiply(const struct plan *p, float *m, const float *v, const float *u, size_t tiles, size_t depth,
+                     const float *next)
 {
     const struct vgg_kernel *gemm = p->gemm;
     size_t calls = vgg_ceil_div(tiles, gemm->mr), longer = tiles % calls; /* split evenly: 16 = 6 + 5 + 5 */
@@ -244,8 +246,12 @@ static void multiply(const struct plan *p, float *m, const float *v, const float
                               .c = m,
                               .c_row = p->m_tile,
                               .beta = depth != 0};
+    size_t lines = t.k * t.nr / LINE;
     for (size_t call = 0; call < calls; call++) {
         t.mr = tiles / calls + (call < longer);
+        if (next != NULL)
+            for (size_t line = lines * call / calls; line < lines * (call + 1) / calls; line++)
+                __builtin_prefetch(next + line * LINE);
         gemm->run.gemm(&t);
         t.a += t.mr * t.a_row;
         t.c += t.mr * t.c_row;
@@ -263,9 +269,11 @@ static void block_task(void *argument, size_t task, int thread)
     transform_input(scratch.own, call, first, tiles);
     for (size_t e = 0; e < ELEMENTS; e++)
         for (size_t depth = 0; depth < p->depths; depth++)
-            for (size_t panel = 0; panel < p->panels; panel++)
-                multiply(p, scratch.m + e * p->m_element + panel * nr, scratch.own + e * p->v_element + depth * p->v_depth,
-                         call->shared + e * p->u_element + panel * p->u_panel + depth * p->width * nr, tiles, depth);
+            for (size_t panel = 0; panel < p->panels; panel++) {
+                const float *u = call->shared + e * p->u_element + panel * p->u_panel + depth * p->width * nr;
+                multiply(p, scratch.m + e * p->m_element + panel * nr, scratch.own + e * p->v_element + depth * p->v_depth, u,
+                         tiles, depth, panel + 1 < p->panels ? u + p->u_panel : NULL);
+            }
     transform_output(call, scratch.m, first, tiles, 0, p->co);
 }
 
@@ -288,7 +296,7 @@ static void panel_task(void *argument, size_t panel, int thread)
         transform_weights(scratch.own, scratch.taps, call, panel, begin, vgg_min_size(p->width, p->ci - begin));
         for (size_t e = 0; e < ELEMENTS; e++)
             multiply(p, scratch.m + e * p->m_element, call->shared + e * p->v_element + depth * p->v_depth,
-                     scratch.own + e * p->u_element, p->tiles, depth);
+                     scratch.own + e * p->u_element, p->tiles, depth, NULL);
     }
     transform_output(call, scratch.m, 0, p->tiles, first, vgg_min_size(p->gemm->nr, p->co - first));
 }
