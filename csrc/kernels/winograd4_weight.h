@@ -32,9 +32,7 @@ INLINE void window_row(vec *g, const struct source *s, size_t at, size_t i, cons
     vec x = load(s->x + at, lanes);
     if (masked)
         x = choose(load(s->y + at, lanes) > zero, x, zero);
-    bytes place = {0};
-    memcpy(&place, s->index + at, lanes);
-    const mask where = __builtin_convertvector(place, mask);
+    const mask where = places(s->index + at, lanes);
     g[0] = choose(where == (int32_t)(2 * i), x, zero);
     g[1] = choose(where == (int32_t)(2 * i + 1), x, zero);
 }
