@@ -111,7 +111,7 @@ struct vgg_gemm_tile {
     bool beta, relu;
 };
 
-/* The kernels of Winograd's F(4x4, 3x3), of one image's maps. The mathematics is in kernels/winograd4.h. A run of `tiles`
+/* The kernels of Winograd's F(4x4, 3x3), of one image's maps. The mathematics is in kernels/winograd4_tile.h. A run of `tiles`
  * tiles lies in tile row `row` from tile column `column` on; tile (i, j) has the outputs from pixel (4 i, 4 j) and reads
  * 6 x 6 pixels from (4 i - 1, 4 j - 1), zeros beyond the map's edges. Element e = 6 i + j of a transformed tile is 0..35. */
 

@@ -151,7 +151,7 @@ def test_a_workspace_that_is_too_small():
         _C.conv2d(x, w, algorithm="winograd4", workspace=small)
     huge = 1 << 40
     with pytest.raises(ValueError, match="overflow"):
-        _C.conv2d_workspace((1, huge, 8, huge), (64, 3, 3, huge), algorithm="winograd4")
+        _C.conv2d_workspace((1, huge, 8, huge), (huge, 3, 3, huge), algorithm="winograd4")
 
 
 # ---------------------------------------------------------------------------------------------- determinism

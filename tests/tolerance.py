@@ -5,7 +5,7 @@ error and a small result among large terms is not asked for digits that float32 
 a sum of m terms made by fused multiply-adds in a few interleaved accumulators errs by a random walk, about
 sqrt(m / accumulators) / 2 roundings of partial sums that are themselves a fraction of B. Measured worst k on
 dense data (ReLU-normal x, He w, 64 and 512 channels): direct 2.2, F(2,3) 0.9, F(4,3) 4.3 (with the points of
-kernels/winograd4.h; 13.9 with 0, 1, -1, 2, -2), F(6,3) 24.9, stable over the number of channels, while plain
+kernels/winograd4_tile.h; 13.9 with 0, 1, -1, 2, -2), F(6,3) 24.9, stable over the number of channels, while plain
 relative error moves fourfold; with 3 channels F(4,3) 10.7 and F(6,3) 49; with 98 % zeros and heavy tails
 F(2,3) 6, F(4,3) 24 (49 with 3 channels), F(6,3) 137. Weight gradient: direct 1.9, F(3,4) 5.4. Each k below is
 the next power of two above its measurement, times two for data that was not measured; raising one needs a

@@ -5,8 +5,8 @@
  *
  *   dw = A' [ sum over tiles of (G g G') * (B' x B) ] A
  *
- * with G and A' of kernels/winograd4_weight.h. The sum over tiles is a matrix product for each of the 36 elements, of K x C
- * and as long as there are tiles. The batch is taken in chunks of rows of tiles, whose panels fit the caches:
+ * with G and A' of kernels/winograd4_weight_tile.h. The sum over tiles is a matrix product for each of the 36 elements, of
+ * K x C and as long as there are tiles. The batch is taken in chunks of rows of tiles, whose panels fit the caches:
  *
  *   1. transform  (parallel over rows of tiles) g, masked and un-pooled, to panels [element][k / width][tile][width], where
  *                 width is whole vectors and whole tiles of the microkernel, and x to panels [element][c / NR][tile][NR]
@@ -17,7 +17,8 @@
  * So a long sum is blocked, and its order depends on shapes alone: chunks come in order, and a tile is one task's. A task of
  * multiply is an element, whose panels stay in the cache, and finish comes last. But where one chunk has all tiles, a
  * task is a block of K x C with all its elements, and is finished while its sums are in the cache: with few tiles, to write and
- * read them would take longer than to make them. The transform of g has the sum of the tile as a 37th element: db is made from its panels. */
+ * read them would take longer than to make them. The transform of g has the sum of the tile as a 37th element: db is made
+ * from its panels. */
 #include "conv2d.h"
 #include "panels.h"
 

@@ -1,5 +1,5 @@
-/* kernels/winograd4_weight.h: the transforms of Winograd's F(3x3, 4x4), the weight gradient of a 3x3 convolution, for any ISA.
- * Contracts: the structs of vgg_internal.h. Included after winograd4.h, whose points and whose transform of x it shares.
+/* kernels/winograd4_weight_tile.h: Winograd's F(3x3, 4x4): the weight gradient of a 3x3 convolution, for any ISA.
+ * Contracts: the structs of vgg_internal.h. Included after winograd4_tile.h, whose points and whose transform of x it shares.
  *
  * A tile of 4x4 pixels of the gradient g and the 6x6 pixels of x that it meets give 3x3 sums, dw = A' [(G g G') * (B' x B)] A.
  * The valid correlation of six numbers by four is a polynomial product transposed: with V(m) the matrix of rows
@@ -13,7 +13,7 @@
 /* ------------------------------------------------------------------------------------------------ gradient */
 
 /* u = G g */
-INLINE void gradient_transform(vec u[6], vec g0, vec g1, vec g2, vec g3)
+static INLINE void gradient_transform(vec u[6], vec g0, vec g1, vec g2, vec g3)
 {
     const vec even_a = g0 + A2 * g2, odd_a = A1 * g1 + A3 * g3;
     const vec even_b = g0 + B2 * g2, odd_b = B1 * g1 + B3 * g3;
@@ -26,7 +26,7 @@ INLINE void gradient_transform(vec u[6], vec g0, vec g1, vec g2, vec g3)
 }
 
 /* Two pixels of row i of the 2 x 2 window that was pooled to x[at]; a tile's windows are whole. */
-INLINE void window_row(vec *g, const struct source *s, size_t at, size_t i, const bool masked, size_t lanes)
+static INLINE void window_row(vec *g, const struct source *s, size_t at, size_t i, const bool masked, size_t lanes)
 {
     const vec zero = {0};
     vec x = load(s->x + at, lanes);
@@ -38,8 +38,8 @@ INLINE void window_row(vec *g, const struct source *s, size_t at, size_t i, cons
 }
 
 /* One vector of channels of one tile: G g G' to v[e * v_element], and the sum of its pixels as a 37th element. */
-INLINE void gradient_tile(float *v, size_t v_element, const struct source *s, size_t row, size_t column, size_t channel,
-                          const bool inside, const bool masked, const bool pooled, size_t lanes)
+static INLINE void gradient_tile(float *v, size_t v_element, const struct source *s, size_t row, size_t column, size_t channel,
+                                 const bool inside, const bool masked, const bool pooled, size_t lanes)
 {
     vec half[4][6], sum = {0};
     for (size_t i = 0; i < 4; i++) {
@@ -62,8 +62,8 @@ INLINE void gradient_tile(float *v, size_t v_element, const struct source *s, si
     store(v + 36 * v_element, sum, VL);
 }
 
-INLINE void gradient_channels(const struct vgg_winograd4_input *t, const struct source *s, size_t tile, const bool inside,
-                              const bool masked, const bool pooled)
+static INLINE void gradient_channels(const struct vgg_winograd4_input *t, const struct source *s, size_t tile,
+                                     const bool inside, const bool masked, const bool pooled)
 {
     size_t row = 4 * t->row, column = 4 * (t->column + tile);
     float *panel = t->v + tile * t->v_tile;
@@ -76,7 +76,7 @@ INLINE void gradient_channels(const struct vgg_winograd4_input *t, const struct 
     }
 }
 
-void ENTRY(gradient)(const struct vgg_winograd4_input *t)
+void NAME(gradient)(const struct vgg_winograd4_input *t)
 {
     const struct source s = {
         .x = t->x, .y = t->y, .index = t->index, .h = t->h, .w = t->w, .c = t->c, .oh = t->oh, .ow = t->ow};
@@ -100,7 +100,7 @@ void ENTRY(gradient)(const struct vgg_winograd4_input *t)
 /* ------------------------------------------------------------------------------------------------ sums */
 
 /* y = A' m */
-INLINE void sums_transform(vec y[3], vec m0, vec m1, vec m2, vec m3, vec m4, vec m5)
+static INLINE void sums_transform(vec y[3], vec m0, vec m1, vec m2, vec m3, vec m4, vec m5)
 {
     const vec sum_a = NA * (m1 + m2), difference_a = (NA * A1) * (m1 - m2);
     const vec sum_b = NB * (m3 + m4), difference_b = (NB * B1) * (m3 - m4);
@@ -110,7 +110,7 @@ INLINE void sums_transform(vec y[3], vec m0, vec m1, vec m2, vec m3, vec m4, vec
 }
 
 /* One vector of channels of one row: dw[tap] = A' m A, plus what it was with beta. */
-INLINE void sums_row(const struct vgg_winograd4_sums *t, const float *m, float *dw, size_t lanes)
+static INLINE void sums_row(const struct vgg_winograd4_sums *t, const float *m, float *dw, size_t lanes)
 {
     vec half[6][3];
     for (size_t i = 0; i < 6; i++) {
@@ -128,7 +128,7 @@ INLINE void sums_row(const struct vgg_winograd4_sums *t, const float *m, float *
     }
 }
 
-void ENTRY(sums)(const struct vgg_winograd4_sums *t)
+void NAME(sums)(const struct vgg_winograd4_sums *t)
 {
     for (size_t row = 0; row < t->rows; row++) {
         const float *m = t->m + row * t->m_row;

@@ -1,14 +1,16 @@
-/* kernels/winograd4.h: the transforms of Winograd's F(4x4, 3x3) for every ISA, from one source (Lavin and Gray 2016). Contracts:
- * the structs of vgg_internal.h.
+/* kernels/winograd4_tile.h: the transforms of Winograd's F(4x4, 3x3) for every ISA, from one source (Lavin and Gray 2016).
+ * Contracts: the structs of vgg_internal.h.
  *
- * The including file defines VL (floats in a vector) and ENTRY(what), the name of an entry, and is compiled with its ISA's
+ * The including file defines VL (floats in a vector) and NAME(what), the name of an entry, and is compiled with its ISA's
  * flags; everything else here is static. A vector holds VL channels, so no lane ever needs another's.
  *
  * The correlation of six numbers d with three numbers t is four numbers  A^T ((G t) * (B^T d)),  by interpolation at the
  * points 0, a, -a, b, -b and infinity; with  m(x) = x (x^2 - a^2) (x^2 - b^2)  and N_p = m'(p):
  *
- *   B^T: row p      the coefficients of m(x) / (x - p)      G: row p      (1, p, p^2) / N_p      A^T: column p      (1, p, p^2, p^3)
- *        infinity   those of m(x)                              infinity   (0, 0, 1)                   infinity      (0, 0, 0, 1)
+ *          row or column p                        infinity
+ *   B^T    the coefficients of m(x) / (x - p)     those of m(x)
+ *   G      (1, p, p^2) / N_p                      (0, 0, 1)
+ *   A      (1, p, p^2, p^3)                       (0, 0, 0, 1)
  *
  * Points in pairs share their even and odd parts, which makes B^T d twelve multiply-adds. a = 3/4 and b = 3/2 keep B and A
  * exact, and powers near 1 keep rounding low. Worst error against float64, in eps32 times the largest sum of absolute
@@ -35,7 +37,7 @@ typedef float vec __attribute__((vector_size(VL * 4)));
 typedef int32_t mask __attribute__((vector_size(VL * 4)));
 typedef uint8_t bytes __attribute__((vector_size(VL)));
 
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE inline __attribute__((always_inline))
 
 static const float A1 = 0.75F, A2 = 0.5625F, A3 = 0.421875F; /* a, a^2, a^3 */
 static const float B1 = 1.5F, B2 = 2.25F, B3 = 3.375F;       /* b, b^2, b^3 */
@@ -47,19 +49,19 @@ static const float N0 = 64.0F / 81, NA = -128.0F / 243, NB = 32.0F / 243;
  *
  * lanes is VL wherever it is a constant; the last vector of a map whose channels are no multiple of VL has fewer. */
 
-INLINE vec load(const float *p, size_t lanes)
+static INLINE vec load(const float *p, size_t lanes)
 {
     vec v = {0};
     memcpy(&v, p, lanes * sizeof *p);
     return v;
 }
 
-INLINE void store(float *p, vec v, size_t lanes)
+static INLINE void store(float *p, vec v, size_t lanes)
 {
     memcpy(p, &v, lanes * sizeof *p);
 }
 
-INLINE vec choose(mask m, vec yes, vec no)
+static INLINE vec choose(mask m, vec yes, vec no)
 {
     return (vec)((m & (mask)yes) | (~m & (mask)no));
 }
@@ -76,7 +78,7 @@ struct source {
 };
 
 /* Bytes of index, widened: with an instruction that GCC does not find by itself. */
-INLINE mask places(const uint8_t *index, size_t lanes)
+static INLINE mask places(const uint8_t *index, size_t lanes)
 {
     bytes place = {0};
     memcpy(&place, index, lanes);
@@ -91,8 +93,8 @@ INLINE mask places(const uint8_t *index, size_t lanes)
 
 /* Channels from `channel` on of pixel (row, column) of the map; 0 outside of it. row and column wrap below 0. `inside`,
  * `masked` and `pooled` are constants wherever it matters. */
-INLINE vec pixel(const struct source *s, size_t row, size_t column, size_t channel, const bool inside, const bool masked,
-                 const bool pooled, size_t lanes)
+static INLINE vec pixel(const struct source *s, size_t row, size_t column, size_t channel, const bool inside, const bool masked,
+                        const bool pooled, size_t lanes)
 {
     const vec zero = {0};
     size_t i = pooled ? row / 2 : row, j = pooled ? column / 2 : column;
@@ -110,7 +112,7 @@ INLINE vec pixel(const struct source *s, size_t row, size_t column, size_t chann
 }
 
 /* v = B^T d */
-INLINE void input_transform(vec v[6], vec d0, vec d1, vec d2, vec d3, vec d4, vec d5)
+static INLINE void input_transform(vec v[6], vec d0, vec d1, vec d2, vec d3, vec d4, vec d5)
 {
     const vec even_a = d4 - B2 * d2, odd_a = d3 - B2 * d1;
     const vec even_b = d4 - A2 * d2, odd_b = d3 - A2 * d1;
@@ -124,8 +126,8 @@ INLINE void input_transform(vec v[6], vec d0, vec d1, vec d2, vec d3, vec d4, ve
 }
 
 /* One vector of channels of one tile: V = B^T d B to v[e * v_element]. (row, column) is the tile's first pixel. */
-INLINE void input_tile(float *v, size_t v_element, const struct source *s, size_t row, size_t column, size_t channel,
-                       const bool inside, const bool masked, const bool pooled, size_t lanes)
+static INLINE void input_tile(float *v, size_t v_element, const struct source *s, size_t row, size_t column, size_t channel,
+                              const bool inside, const bool masked, const bool pooled, size_t lanes)
 {
     vec half[6][6];
     for (size_t i = 0; i < 6; i++) {
@@ -142,8 +144,8 @@ INLINE void input_tile(float *v, size_t v_element, const struct source *s, size_
     }
 }
 
-INLINE void input_channels(const struct vgg_winograd4_input *t, const struct source *s, size_t tile, const bool inside,
-                           const bool masked, const bool pooled)
+static INLINE void input_channels(const struct vgg_winograd4_input *t, const struct source *s, size_t tile, const bool inside,
+                                  const bool masked, const bool pooled)
 {
     size_t row = 4 * t->row - 1, column = 4 * (t->column + tile) - 1;
     float *v = t->v + tile * t->v_tile;
@@ -156,7 +158,7 @@ INLINE void input_channels(const struct vgg_winograd4_input *t, const struct sou
     }
 }
 
-void ENTRY(input)(const struct vgg_winograd4_input *call)
+void NAME(input)(const struct vgg_winograd4_input *call)
 {
     const struct vgg_winograd4_input local = *call, *t = &local; /* a copy, which no store can change */
     const struct source s = {
@@ -182,7 +184,7 @@ void ENTRY(input)(const struct vgg_winograd4_input *call)
 /* ------------------------------------------------------------------------------------------------ weights */
 
 /* u = G t */
-INLINE void weights_transform(vec u[6], vec t0, vec t1, vec t2)
+static INLINE void weights_transform(vec u[6], vec t0, vec t1, vec t2)
 {
     const vec even_a = NA * t0 + (NA * A2) * t2, odd_a = (NA * A1) * t1;
     const vec even_b = NB * t0 + (NB * B2) * t2, odd_b = (NB * B1) * t1;
@@ -194,7 +196,7 @@ INLINE void weights_transform(vec u[6], vec t0, vec t1, vec t2)
     u[5] = t2;
 }
 
-void ENTRY(weights)(const struct vgg_winograd4_weights *call)
+void NAME(weights)(const struct vgg_winograd4_weights *call)
 {
     const struct vgg_winograd4_weights t = *call;
     for (size_t at = 0; at < t.count; at += VL) {
@@ -217,7 +219,7 @@ void ENTRY(weights)(const struct vgg_winograd4_weights *call)
 /* ------------------------------------------------------------------------------------------------ output */
 
 /* y = A^T m */
-INLINE void output_transform(vec y[4], vec m0, vec m1, vec m2, vec m3, vec m4, vec m5)
+static INLINE void output_transform(vec y[4], vec m0, vec m1, vec m2, vec m3, vec m4, vec m5)
 {
     const vec sum_a = m1 + m2, difference_a = m1 - m2;
     const vec sum_b = m3 + m4, difference_b = m3 - m4;
@@ -229,8 +231,8 @@ INLINE void output_transform(vec y[4], vec m0, vec m1, vec m2, vec m3, vec m4, v
 }
 
 /* The 2 x 2 windows of a tile, by the rules of max_pool2d: the first maximum wins; if there is a NaN, the first NaN wins. */
-INLINE void pool_tile(const struct vgg_winograd4_output *t, vec z[4][4], size_t row, size_t column, size_t channel,
-                      size_t lanes)
+static INLINE void pool_tile(const struct vgg_winograd4_output *t, vec z[4][4], size_t row, size_t column, size_t channel,
+                             size_t lanes)
 {
     for (size_t i = 0; i < 4; i += 2)
         for (size_t j = 0; j < 4; j += 2) {
@@ -258,8 +260,8 @@ INLINE void pool_tile(const struct vgg_winograd4_output *t, vec z[4][4], size_t 
 }
 
 /* One vector of channels of one tile; (row, column) is the tile's first pixel. */
-INLINE void output_tile(const struct vgg_winograd4_output *t, size_t tile, size_t row, size_t column, size_t channel,
-                        const bool inside, const bool pool, size_t lanes)
+static INLINE void output_tile(const struct vgg_winograd4_output *t, size_t tile, size_t row, size_t column, size_t channel,
+                               const bool inside, const bool pool, size_t lanes)
 {
     const float *m = t->m + tile * t->m_tile + channel;
     const size_t element = t->m_element;
@@ -285,7 +287,7 @@ INLINE void output_tile(const struct vgg_winograd4_output *t, size_t tile, size_
         pool_tile(t, z, row, column, channel, lanes);
 }
 
-INLINE void output_channels(const struct vgg_winograd4_output *t, size_t tile, const bool inside, const bool pool)
+static INLINE void output_channels(const struct vgg_winograd4_output *t, size_t tile, const bool inside, const bool pool)
 {
     size_t row = 4 * t->row, column = 4 * (t->column + tile), channel = 0;
     for (; channel + VL <= t->channels; channel += VL)
@@ -294,7 +296,7 @@ INLINE void output_channels(const struct vgg_winograd4_output *t, size_t tile, c
         output_tile(t, tile, row, column, channel, false, pool, t->channels - channel);
 }
 
-void ENTRY(output)(const struct vgg_winograd4_output *call)
+void NAME(output)(const struct vgg_winograd4_output *call)
 {
     const struct vgg_winograd4_output local = *call, *t = &local;
     for (size_t tile = 0; tile < t->tiles; tile++)
