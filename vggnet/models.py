@@ -348,7 +348,7 @@ class VGG:
         x : (N, H, W, C) float32, preprocessed; H, W >= input_size
         memory : int, optional
             Bytes that the maps of one band may take; default 1 GiB. Taller images are computed in bands of rows with
-            halos; the result is the same, bit for bit.
+            halos; the result is the same to rounding (Winograd's tiles lie differently in a band).
 
         Returns
         -------
