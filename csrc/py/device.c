@@ -276,6 +276,16 @@ PyDoc_STRVAR(build_info_doc,
              "    \"version\", \"compiler\", \"isa\" (in use; VGGNET_ISA caps it), \"isa_available\", \"threads\",\n"
              "    \"kernels\" (names in use), \"cuda\": {\"built\", \"why_not\"}.");
 
+/* Clears *list where that fails. */
+static void append_text(PyObject **list, const char *text)
+{
+    PyObject *item = PyUnicode_FromString(text);
+    int failed = item ? PyList_Append(*list, item) : -1;
+    Py_XDECREF(item);
+    if (failed)
+        Py_CLEAR(*list);
+}
+
 static PyObject *py_build_info(PyObject *module, PyObject *unused)
 {
     (void)unused;
@@ -283,20 +293,19 @@ static PyObject *py_build_info(PyObject *module, PyObject *unused)
     bool cuda = false;
     for (int i = 0; i < state->backend_count; i++)
         cuda |= strcmp(state->backends[i]->name, "cuda") == 0;
-    PyObject *available = PyList_New(0);
-    for (int isa = 0; available && isa <= (int)vgg_isa_best(); isa++) {
-        PyObject *name = PyUnicode_FromString(vgg_isa_name((enum vgg_isa)isa));
-        int failed = name ? PyList_Append(available, name) : -1;
-        Py_XDECREF(name);
-        if (failed)
-            Py_CLEAR(available);
-    }
-    if (!available)
+    PyObject *available = PyList_New(0), *kernels = PyList_New(0);
+    for (int isa = 0; available && isa <= (int)vgg_isa_best(); isa++)
+        append_text(&available, vgg_isa_name((enum vgg_isa)isa));
+    for (int slot = 0; kernels && slot < VGG_SLOT_COUNT; slot++)
+        append_text(&kernels, vgg_kernel((enum vgg_slot)slot)->name);
+    if (!available || !kernels) {
+        Py_XDECREF(available);
+        Py_XDECREF(kernels);
         return NULL;
-    return Py_BuildValue("{s:s,s:s,s:s,s:N,s:i,s:[s],s:{s:O,s:z}}", "version", VGGNET_VERSION, "compiler", COMPILER, "isa",
+    }
+    return Py_BuildValue("{s:s,s:s,s:s,s:N,s:i,s:N,s:{s:O,s:z}}", "version", VGGNET_VERSION, "compiler", COMPILER, "isa",
                          vgg_isa_name(vgg_isa_selected()), "isa_available", available, "threads", vgg_get_num_threads(),
-                         "kernels", vgg_gemm()->name, "cuda", "built", cuda ? Py_True : Py_False, "why_not",
-                         cuda ? NULL : no_cuda);
+                         "kernels", kernels, "cuda", "built", cuda ? Py_True : Py_False, "why_not", cuda ? NULL : no_cuda);
 }
 
 PyDoc_STRVAR(fma_peak_doc, "fma_peak(threads=1)\n--\n\n"
