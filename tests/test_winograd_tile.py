@@ -1,0 +1,168 @@
+"""The transforms of F(4x4, 3x3) from their sources, lowered to the baseline instruction set: those of AVX-512 are tested
+here where the CPU has none. Input, weights and output transform of a whole map, with NumPy's product between, are a
+convolution."""
+
+import ctypes
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tolerance
+from reference import conv2d as reference
+
+CSRC = Path(__file__).parents[1] / "csrc"
+COMPILER = next((found for found in map(shutil.which, ("cc", "gcc", "clang")) if found), None)
+KERNELS = {"scalar": 4, "avx2": 8, "avx512": 16}
+FLOATS, BYTES = ctypes.POINTER(ctypes.c_float), ctypes.POINTER(ctypes.c_uint8)
+GUARD = np.float32(-12345.0)
+
+
+def sizes(*names):
+    return [(name, ctypes.c_size_t) for name in names]
+
+
+class Input(ctypes.Structure):
+    """struct vgg_winograd4_input of csrc/vgg_internal.h."""
+
+    _fields_ = (
+        *[("x", FLOATS), ("y", FLOATS), ("index", BYTES)],
+        *sizes("h", "w", "c", "oh", "ow", "row", "column", "tiles"),
+        *[("v", FLOATS), *sizes("v_element", "v_panel", "v_tile", "width")],
+    )
+
+
+class Weights(ctypes.Structure):
+    """struct vgg_winograd4_weights."""
+
+    _fields_ = [("taps", FLOATS), *sizes("tap", "count"), ("u", FLOATS), *sizes("u_element")]
+
+
+class Output(ctypes.Structure):
+    """struct vgg_winograd4_output."""
+
+    _fields_ = (
+        *[("m", FLOATS), *sizes("m_element", "m_tile"), ("bias", FLOATS)],
+        *[("relu", ctypes.c_bool), ("pool", ctypes.c_bool), ("y", FLOATS), ("index", BYTES)],
+        *sizes("h", "w", "k", "oh", "ow", "channels", "row", "column", "tiles"),
+    )
+
+
+def pointer(array, kind=FLOATS):
+    return None if array is None else array.ctypes.data_as(kind)
+
+
+@pytest.fixture(scope="module", params=KERNELS)
+def kernels(request, tmp_path_factory):
+    if COMPILER is None:
+        pytest.skip("no C compiler")
+    if platform.machine() != "x86_64" and request.param != "scalar":
+        pytest.skip("the source is empty on this architecture")
+    library = tmp_path_factory.mktemp("winograd") / f"{request.param}.so"
+    flags = ["-std=c11", "-O1", "-ffp-contract=fast", "-Wno-psabi", "-shared", "-fPIC", f"-I{CSRC}"]
+    source = CSRC / "kernels" / f"winograd4_{request.param}.c"
+    subprocess.run([COMPILER, *flags, str(source), "-o", str(library)], check=True)
+    loaded = ctypes.CDLL(str(library))
+    found = [getattr(loaded, f"vgg_winograd4_{n}__{request.param}") for n in ("input", "weights", "output")]
+    for function in found:
+        function.restype = None
+    return KERNELS[request.param], *found
+
+
+def ceil(size, unit):
+    return -(-size // unit)
+
+
+def transformed_input(kernels, c, x, y, index, h, w):
+    """v[e][tile][c] of one image, from panels of `width` channels."""
+    lanes, run = kernels[0], kernels[1]
+    rows, columns, width = ceil(h, 4), ceil(w, 4), 2 * lanes
+    v = np.full((36, ceil(c, width), rows * columns, width), GUARD)
+    for row in range(rows):
+        for column in (0, 1):  # a run of one tile, and a run of the rest
+            tiles = 1 if column == 0 else columns - 1
+            at = v[:, :, row * columns + column :]
+            call = Input(
+                pointer(x),
+                pointer(y),
+                pointer(index, BYTES),
+                h,
+                w,
+                c,
+                x.shape[0],
+                x.shape[1],
+                row,
+                column,
+                tiles,
+            )
+            call.v, call.v_element, call.v_panel = pointer(at), v[0].size, v[0, 0].size
+            call.v_tile = call.width = width
+            run(ctypes.byref(call))
+    v = np.moveaxis(v, 1, 2).reshape(36, rows * columns, -1)
+    assert (v[:, :, ceil(c, lanes) * lanes :] == GUARD).all(), "written beyond the last vector"
+    assert not v[:, :, c : ceil(c, lanes) * lanes].any(), (
+        "the last vector's lanes without a channel are not 0"
+    )
+    return v[:, :, :c]
+
+
+@pytest.mark.parametrize("h, w, c, k", [(9, 6, 19, 21), (4, 8, 16, 3), (13, 7, 33, 16), (2, 5, 1, 40)])
+def test_transforms(kernels, h, w, c, k):
+    lanes, _, weights, output = kernels
+    rng = np.random.default_rng([h, w, c, k])
+    x = rng.standard_normal((h, w, c), np.float32)
+    filters = rng.standard_normal((k, 3, 3, c), np.float32)
+    bias = rng.standard_normal(k, np.float32)
+    v = transformed_input(kernels, c, x, None, None, h, w)
+
+    width = ceil(k, lanes) * lanes
+    taps = np.zeros((9, c, width), np.float32)
+    taps[:, :, :k] = filters.reshape(k, 9, c).transpose(1, 2, 0)
+    u = np.full((36, c * width), GUARD)
+    weights(ctypes.byref(Weights(pointer(taps), c * width, c * width, pointer(u), c * width)))
+    m = v @ u.reshape(36, c, width)
+
+    rows, columns = ceil(h, 4), ceil(w, 4)
+    for relu, pool in ((False, None), (True, None), (True, "ceil"), (False, "floor")):
+        shape = {None: (h, w), "ceil": (ceil(h, 2), ceil(w, 2)), "floor": (h // 2, w // 2)}[pool]
+        y = np.full((*shape, k + 2), GUARD)
+        index = np.full(y.shape, 9, np.uint8)
+        for row in range(rows):
+            at = np.ascontiguousarray(m[:, row * columns : (row + 1) * columns])
+            call = Output(pointer(at), at[0].size, width, pointer(bias), relu, pool is not None, pointer(y))
+            call.index = pointer(index, BYTES)
+            call.h, call.w, call.k, call.oh, call.ow, call.channels = h, w, k + 2, *shape, k
+            call.row, call.column, call.tiles = row, 0, columns
+            output(ctypes.byref(call))
+        wide = [a.astype(np.float64) for a in (x[None], filters, bias)]
+        expected = reference.fused(*wide, relu, pool)
+        bound = tolerance.conv2d_bound(*wide, pool, "winograd4")
+        assert (y[..., k:] == GUARD).all() and (index[..., k:] == 9).all()
+        tolerance.assert_within(y[None, ..., :k], expected[0] if pool else expected, bound)
+        if pool:
+            assert np.mean(index[None, ..., :k] == expected[1]) > 0.99  # rounding may tip a tie
+        else:
+            assert (index == 9).all()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("mode", [None, "floor", "ceil"])
+def test_gradient_is_read_where_it_lies(kernels, masked, mode):
+    """Masked and un-pooled while it is loaded: the same bits as the gradient written out."""
+    h, w, c = 11, 13, 19
+    rng = np.random.default_rng([masked, len(mode or "")])
+    shape = {None: (h, w), "ceil": (ceil(h, 2), ceil(w, 2)), "floor": (h // 2, w // 2)}[mode] + (c,)
+    dy, y = (rng.standard_normal(shape, np.float32) for _ in range(2))
+    y = y if masked else None
+    index = rng.integers(0, 4, shape).astype(np.uint8) if mode else None
+    if mode == "ceil":  # a window over the edge has no winner beyond it
+        index[-1] &= 1
+        index[:, -1] &= 2
+    g = reference.fused_gradient(dy[None], None if y is None else y[None], None if index is None else index[None],
+                                 (1, h, w, c))[0]  # fmt: skip
+    found = transformed_input(kernels, c, dy, y, index, h, w)
+    expected = transformed_input(kernels, c, np.ascontiguousarray(g, np.float32), None, None, h, w)
+    assert np.array_equal(found, expected)
