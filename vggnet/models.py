@@ -50,6 +50,9 @@ class VGG:
         RGB mean of ILSVRC-2012; a gray model takes its luma.
     classes : sequence of str, optional
         Names of the classes.
+    scale : int or (lowest, highest), optional
+        Shorter side S that training images were rescaled to; `train.fit` sets it, and scales of testing follow it where none
+        are given (paper, section 4.1).
     pool_rounding : "floor" | "ceil"
         How odd heights and widths are halved; "ceil" is Caffe's. Only maps of images that are no multiple of 32 differ.
     precision : "float32"
@@ -83,6 +86,7 @@ class VGG:
         seed: int = 0,
         mean: Sequence[float] = ILSVRC_MEAN,
         classes: Sequence[str] | None = None,
+        scale: int | Sequence[int] | None = None,
         pool_rounding: str = "floor",
         precision: str = "float32",
         device: str = "cpu",
@@ -118,6 +122,7 @@ class VGG:
         self.dropout = dropout
         self.seed = seed
         self.classes = None if classes is None else [str(name) for name in classes]
+        self.scale = scale if scale is None or isinstance(scale, int) else (int(scale[0]), int(scale[-1]))
         self.pool_rounding = pool_rounding
         self.precision = precision
         self.device = device
@@ -494,6 +499,7 @@ class VGG:
             "seed": self.seed,
             "mean": list(self.preprocessing.mean),
             "classes": self.classes,
+            "scale": self.scale,
             "pool_rounding": self.pool_rounding,
             "precision": self.precision,
         }

@@ -251,6 +251,7 @@ class _Trainer:
                 f"fit: recipe.scale is {recipe.scale}; expected at least the crop, the model's input_size of "
                 f"{model.input_size}"
             )
+        model.scale = recipe.scale  # so that it is tested at scales that go with it
         if low > 3 * model.input_size:  # the paper's extreme is 512 / 224 = 2.3
             log.warning(
                 "recipe.scale is %s for crops of %d: a crop shows less than a ninth of an image; scale=%d is "
