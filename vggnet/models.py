@@ -50,13 +50,13 @@ class VGG:
         RGB mean of ILSVRC-2012; a gray model takes its luma.
     classes : sequence of str, optional
         Names of the classes.
-    scale : int or (lowest, highest), optional
-        Shorter side S that training images were rescaled to; `train.fit` sets it, and scales of testing follow it where none
-        are given (paper, section 4.1).
     pool_rounding : "floor" | "ceil"
         How odd heights and widths are halved; "ceil" is Caffe's. Only maps of images that are no multiple of 32 differ.
     precision : "float32"
     device : str
+    scale : int or (lowest, highest), optional
+        Shorter side S that training images were rescaled to; `train.fit` sets it, and scales of testing follow it where none
+        are given (paper, section 4.1).
 
     Raises
     ------
@@ -86,10 +86,10 @@ class VGG:
         seed: int = 0,
         mean: Sequence[float] = ILSVRC_MEAN,
         classes: Sequence[str] | None = None,
-        scale: int | Sequence[int] | None = None,
         pool_rounding: str = "floor",
         precision: str = "float32",
         device: str = "cpu",
+        scale: int | Sequence[int] | None = None,
     ) -> None:
         from .preprocess import Preprocessing  # Pillow is not needed to import vggnet
 
