@@ -232,7 +232,7 @@ class Checkpoints:
             With equal names. Tensors on the CPU are hashed and written from where they lie.
         metadata : mapping of str to str
         """
-        for stale in self.directory.glob(f".{_PATTERN}.*.tmp"):  # of a process that was killed while it wrote
+        for stale in self.directory.glob(".*.tmp"):  # of a process that was killed while it wrote
             shutil.rmtree(stale, ignore_errors=True)
         path = self.directory / f"checkpoint-{iteration:010d}.safetensors"
         arrays = {name: np.asarray(tensor) for name, tensor in parameters.items()}
