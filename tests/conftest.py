@@ -45,8 +45,10 @@ def threads():
 
 
 def never_ran():
-    """Kernels of the table that nothing called, devices that hold no backend the suite used."""
-    return sorted(kernel["name"] for kernel in _C.kernels() if not kernel["uses"])
+    """Kernels of the table that nothing called, and devices that nothing was allocated on."""
+    kernels = {kernel["name"] for kernel in _C.kernels() if not kernel["uses"]}
+    used = {device.split(":")[0] for device in _C.devices() if _C.memory_stats(device)["allocations"]}
+    return sorted(kernels | ({"cpu", "cuda"} - used))
 
 
 def _whole_suite(config):
@@ -56,12 +58,12 @@ def _whole_suite(config):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    kernels, best = never_ran(), ISAS[-1]
+    idle, best = never_ran(), ISAS[-1]
     terminalreporter.section("kernels and devices")
     terminalreporter.line(
         f"{platform.machine()}, best ISA {best}; ran: {', '.join(ISAS)}; devices: {_C.devices()}"
     )
-    terminalreporter.line(f"never ran: {', '.join(kernels) or 'none'}")
+    terminalreporter.line(f"never ran: {', '.join(idle) or 'none'}")
     if problem := getattr(config, "never_ran_problem", None):
         terminalreporter.line(problem, red=True)
 
