@@ -201,7 +201,7 @@ def quickstart() -> tuple[dict[str, Any], Recipe]:
 
     The rule is the paper's, its numbers are for a run that is a thousandth as long, found by the held-out
     part: small batches, for more updates; little dropout, since nothing can be learnt by heart in a few
-    epochs; and the lr falls as soon as an epoch brings less than two points.
+    epochs; and the lr falls as soon as an epoch brings less than three points.
 
     Returns
     -------
@@ -217,11 +217,11 @@ def quickstart() -> tuple[dict[str, Any], Recipe]:
         "init": "xavier",
     }
     recipe = Recipe(
-        batch=16,
-        lr=0.005,
+        batch=8,
+        lr=0.0025,
         lr_drops=1,
         plateau_patience=1,
-        plateau_threshold=2.0,
+        plateau_threshold=3.0,
         epochs=6,
         scale=32,
         rgb_shift=None,
