@@ -579,8 +579,8 @@ class _Trainer:
         advice = (
             f"training is stuck: for {self.recipe.stuck_iterations} iterations, up to {state.iteration}, the "
             f"loss has been ln({model.num_classes}) = {math.log(model.num_classes):.3f}, which is guessing. "
-            'Deep nets do this from small random weights: use init="xavier" or "he", or train an A first and '
-            "pass it as init_from (paper, section 3.1). "
+            'Deep nets do this from small random weights: use init="xavier" ("he" needs a far lower lr), or '
+            "train an A first and pass it as init_from (paper, section 3.1). "
             f"If it started to learn and fell back, lower the lr ({self.lr:g})"
         )
         dead = self._dead_layers()
