@@ -115,7 +115,8 @@ class Protocol:
         """The paper's protocol for a net of any input size, at the scales that go with its training.
 
         Without ``scales`` (paper, section 4): for a net trained at a fixed S, Q is S - 32, S and S + 32, with
-        32 in proportion to the input size, and nothing below it; for S from a range, its ends and its middle.
+        32 in proportion to the input size, or S alone where S - 32 would be below that; for S from a range,
+        its ends and its middle.
         "center" and "ten-crop" take the paper's single scale: S, or the middle. Where the model does not tell
         its S: 256, 384 and 512 in proportion to the input size, or the first of them.
         """
@@ -182,7 +183,9 @@ def _scales(model: VGG, *, single: bool) -> list[int]:
         return [low] if single else [low, middle, high]
     if isinstance(model.scale, int):
         middle, step = model.scale, (32 * size + 112) // 224
-        low, high = max(size, middle - step), middle + step
+        if middle - step < size:  # too little room for crops to have taught it other scales
+            return [middle]
+        low, high = middle - step, middle + step
     else:
         low, high = model.scale
         middle = (low + high) // 2

@@ -85,8 +85,8 @@ def protocol_options(parser: argparse.ArgumentParser, default: str, *, several: 
         "--scales",
         type=positive_list,
         metavar="Q,...",
-        help="shorter sides of the rescaled images (default: those that go with the model's training: a fixed S "
-        "and a little less and more, or the ends and the middle of its range; center and ten-crop take one)",
+        help="shorter sides of the rescaled images (default: those that go with the model's training, see "
+        "Protocol.for_model; center and ten-crop take one)",
     )
     parser.add_argument(
         "--grid",
