@@ -179,6 +179,13 @@ def _backward_weight(shape, size, fusion):
     return (dw + before[0], db + before[1]), bounds
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forget():
+    yield
+    for function in (_case, _forward_bound, _backward_input, _backward_weight):
+        function.cache_clear()
+
+
 # ---------------------------------------------------------------------------------------------- against the reference
 
 

@@ -26,6 +26,14 @@ CLOSE = 3e-5
 CROP_SCORES = {}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forget():
+    yield
+    CROP_SCORES.clear()
+    for function in (images, build, expected):
+        function.cache_clear()
+
+
 @functools.cache
 def images(channels):
     """Smooth, so that neither rescaling nor cropping turns an image into noise."""
