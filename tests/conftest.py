@@ -52,9 +52,10 @@ def never_ran():
 
 
 def _whole_suite(config):
-    option = config.option
-    selected = option.keyword or any("::" in a or a.endswith(".py") for a in config.args)
-    return not selected and not option.lf and not option.collectonly and option.maxfail == 0
+    """Whether pytest was told to run everything: no file, no -k, no --lf, no -x."""
+    partial = ("keyword", "lf", "failedfirst", "collectonly", "maxfail", "deselect", "ignore")
+    narrowed = any(getattr(config.option, name, None) for name in partial)
+    return not narrowed and not any("::" in a or a.endswith(".py") for a in config.args)
 
 
 def pytest_terminal_summary(terminalreporter, config):
