@@ -383,38 +383,31 @@ class VGG:
         return self._dense_head(self._dense_pool5(x, memory), memory)
 
     def _dense_pool5(self, x: _C.Tensor, memory: int) -> _C.Tensor:
-        """The map of pool5, computed in as many bands of rows as `memory` asks for."""
+        """The map of pool5: at once, or image by image in as many bands of rows as `memory` asks for."""
         n, height, width, channels = x.shape
         whole = self._plan(x.shape, ["pool5"], training=False, keep=False)
+        if whole.forward.size <= memory:
+            return self.run(x, layers=["pool5"], keep=False)["pool5"]
         rows = whole.shapes["pool5"][1]
         halo = pool5_halo(self.config)
 
-        def band_of(
-            first: int, last: int
-        ) -> tuple[int, int]:  # rows of the image that pool5's first..last-1 need
-            return STRIDE * max(first - halo, 0), height if last + halo >= rows else STRIDE * (last + halo)
-
-        def cost(count: int) -> int:  # of the costliest band of `count` rows
+        def cost(count: int) -> int:
+            """Bytes of the costliest band of `count` rows of pool5."""
             tallest = min(height, STRIDE * (count + 2 * halo + 1))
-            plan = self._plan((n, tallest, width, channels), ["pool5"], training=False, keep=False)
+            plan = self._plan((1, tallest, width, channels), ["pool5"], training=False, keep=False)
             return plan.forward.size + plan.output_bytes()
 
-        count = rows
-        if whole.forward.size > memory:
-            count = max((c for c in range(1, rows) if cost(c) <= memory), default=0)
-            if count == 0:
-                raise MemoryError(
-                    f"dense: memory is {memory} bytes; one band of images {x.shape} takes {cost(1)} bytes. "
-                    f"Give more, or fewer images at a time"
-                )
-        if count >= rows:
-            return self.run(x, layers=["pool5"], keep=False)["pool5"]
-
+        count = max((c for c in range(1, rows + 1) if cost(c) <= memory), default=0)
+        if count == 0:
+            raise MemoryError(
+                f"dense: memory is {memory} bytes; one band of an image {x.shape[1:]} takes {cost(1)} bytes"
+            )
         pool5 = _C.empty(whole.shapes["pool5"], device=self.device)
         for image in range(n):
             for first in range(0, rows, count):
                 last = min(first + count, rows)
-                top, bottom = band_of(first, last)
+                top = STRIDE * max(first - halo, 0)
+                bottom = height if last + halo >= rows else STRIDE * (last + halo)
                 band = _rows(x, image, top, bottom)
                 maps = self.run(band, layers=["pool5"], keep=False)["pool5"]
                 skip = first - top // STRIDE
