@@ -45,23 +45,26 @@ def threads():
 
 
 def never_ran():
-    """Kernels of the table that nothing called, devices that hold no backend the suite used."""
-    return sorted(kernel["name"] for kernel in _C.kernels() if not kernel["uses"])
+    """Kernels of the table that nothing called, and devices that nothing was allocated on."""
+    kernels = {kernel["name"] for kernel in _C.kernels() if not kernel["uses"]}
+    used = {device.split(":")[0] for device in _C.devices() if _C.memory_stats(device)["allocations"]}
+    return sorted(kernels | ({"cpu", "cuda"} - used))
 
 
 def _whole_suite(config):
-    option = config.option
-    selected = option.keyword or any("::" in a or a.endswith(".py") for a in config.args)
-    return not selected and not option.lf and not option.collectonly and option.maxfail == 0
+    """Whether pytest was told to run everything: no file, no -k, no --lf, no -x."""
+    partial = ("keyword", "lf", "failedfirst", "collectonly", "maxfail", "deselect", "ignore")
+    narrowed = any(getattr(config.option, name, None) for name in partial)
+    return not narrowed and not any("::" in a or a.endswith(".py") for a in config.args)
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    kernels, best = never_ran(), ISAS[-1]
+    idle, best = never_ran(), ISAS[-1]
     terminalreporter.section("kernels and devices")
     terminalreporter.line(
         f"{platform.machine()}, best ISA {best}; ran: {', '.join(ISAS)}; devices: {_C.devices()}"
     )
-    terminalreporter.line(f"never ran: {', '.join(kernels) or 'none'}")
+    terminalreporter.line(f"never ran: {', '.join(idle) or 'none'}")
     if problem := getattr(config, "never_ran_problem", None):
         terminalreporter.line(problem, red=True)
 

@@ -6,12 +6,13 @@ from vggnet import _C
 
 GUARD_BYTES = 256
 GUARD = 0xA5
+SCRATCH = 0xFF  # four of them are a NaN; 0xA5A5A5A5 would be -3e-16, which no tolerance sees
 
 
 class Guarded:
     """A tensor in the middle of an arena whose other bytes are 0xA5, up to the byte after the tensor's last.
 
-    float32 is filled with NaN, which shows in the result if it is read; other types with 0xA5.
+    float32 is filled with NaN, which shows in the result if it is read; other types with 0xA5 or `value`.
     """
 
     def __init__(self, shape, dtype="float32", value=None):
@@ -58,7 +59,7 @@ def call(op, *inputs, out, workspace=None, offset=1, **options):
     laid = [unaligned(a, offset) if isinstance(a, np.ndarray) else a for a in inputs]
     laid_options = {k: unaligned(v, offset) if isinstance(v, np.ndarray) else v for k, v in options.items()}
     if workspace is not None:
-        scratch = Guarded((workspace,), "uint8")
+        scratch = Guarded((workspace,), "uint8", value=SCRATCH)
         laid_options["workspace"] = scratch.tensor
     tensors = tuple(g.tensor for g in guarded)
     result = op(*laid, out=tensors[0] if single else tensors, **laid_options)

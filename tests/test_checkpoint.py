@@ -156,7 +156,7 @@ def tensors(value):
 def test_the_newest_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     assert checkpoints.newest() is None
-    (tmp_path / ".checkpoint-0000000001.safetensors.x.tmp").touch()  # of a killed process
+    (tmp_path / ".checkpoint-0000000001.safetensors.x.tmp").mkdir()  # of a killed process
     for iteration in (9, 10, 200):
         checkpoints.save(iteration, tensors(iteration), tensors(-iteration), {"note": str(iteration)})
     assert [path.name for path in checkpoints.paths()] == [
@@ -222,6 +222,7 @@ checkpoints.save(1, weights, weights, {"note": "1"})
 def kill(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 def cut(arrays, path, metadata):
+    path.with_name('.tmpXYZ').write_bytes(b'what safetensors writes')
     open(path, "wb").write(b"half a file")
     kill()
 module, name, call = {"write": (checkpoint, "save_file", cut), "flush": (checkpoint, "_sync", kill),

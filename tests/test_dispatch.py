@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,6 +60,15 @@ def test_each_isa_runs_its_own_kernel(isa):
     used = [k for k in _C.kernels() if k["uses"] > before[k["name"]]]
     assert used and all(k["isa"] == isa and k["selected"] for k in used)
     assert _C.build_info()["isa"] == isa
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="this system has no /proc/cpuinfo")
+def test_detection_agrees_with_the_system():
+    """The operating system's kernel asked CPUID too."""
+    found = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    flags = set(found[1].split()) if found else set()
+    assert ("avx2" in AVAILABLE) == ({"avx2", "fma"} <= flags)
+    assert ("avx512" in AVAILABLE) == ({"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= flags)
 
 
 def test_best_is_taken_when_nothing_is_said():

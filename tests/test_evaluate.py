@@ -377,8 +377,17 @@ def test_paper_and_for_model(model):
     assert Protocol.for_model("dense", model).scales == (37, 55, 73)
     assert Protocol.for_model("center", model).scales == (37,)
     assert Protocol.for_model("multi-crop", model, [40]).scales == (40,)
-    model224 = type("Net", (), {"input_size": 224})()
+    model224 = type("Net", (), {"input_size": 224, "scale": None})()
     assert Protocol.for_model("combined", model224) == Protocol.paper("combined")
+    for scale, several, single in (  # the paper's section 4
+        (256, (224, 256, 288), (256,)),
+        (384, (352, 384, 416), (384,)),
+        ((256, 512), (256, 384, 512), (384,)),
+        (230, (230,), (230,)),
+    ):
+        model224.scale = scale
+        assert Protocol.for_model("dense", model224).scales == several
+        assert Protocol.for_model("center", model224).scales == single
     assert not Protocol("center").mirror
     assert Protocol("dense").mirror
 

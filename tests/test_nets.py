@@ -9,6 +9,7 @@ loses.
 """
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -168,7 +169,7 @@ def test_gradients_are_those_of_its_own_maps(config):
     assert_gradients(grads, dx, *exact_backward(model, parameters, x, given, rng))
 
 
-@pytest.mark.parametrize("config", ["A-LRN", "C", "E"])
+@pytest.mark.parametrize("config", ["A-LRN", "C"])
 @pytest.mark.parametrize(
     "names",
     [("conv3_1",), ("relu2_1", "pool4"), ("conv2_1", "relu2_1", "pool2"), ("pool5", "fc6", "drop6", "relu7"),
@@ -302,20 +303,22 @@ def test_dense(rounding, size):
         assert relative_l2(scores.numpy()[:, 0, 0], model.forward(x)) < 1e-6
 
 
-@pytest.mark.parametrize("config", ["A", "C", "E"])
-@pytest.mark.parametrize("rounding", ["floor", "ceil"])
-def test_dense_in_bands(config, rounding):
+@pytest.mark.parametrize(
+    "config, rounding, n", [("A", "floor", 2), ("A", "ceil", 2), ("C", "ceil", 1), ("E", "floor", 1)]
+)
+def test_dense_in_bands(config, rounding, n):
     """The same to rounding: a band is an image of its own, whose Winograd tiles lie differently. Measured: up to
     2.6e-6."""
     model, _ = build(config, pool_rounding=rounding)
-    x, _ = batch(model, 2, size=(32 * 18 + 17, 33))
+    x, _ = batch(model, n, size=(32 * 18 + 17, 33))
     whole = model.dense(x).numpy()
-    # E's bands of one row of pool5 are 10 of the 18 rows high, with what they see above and below.
-    plan = model.memory_plan(2, size=x.shape[1:3])
-    bands = model.dense(x, memory=int(0.85 * (plan["maps"] + plan["outputs"])))
-    assert relative_l2(bands, whole) < CLOSE
-    with pytest.raises(MemoryError, match="memory"):
+    with pytest.raises(MemoryError, match="memory is 1000 bytes") as error:
         model.dense(x, memory=1000)
+    least = int(re.search(r"takes (\d+) bytes", str(error.value))[1])  # for bands of one row of pool5
+    plan = model.memory_plan(n, size=x.shape[1:3])
+    assert least < 0.9 * (plan["maps"] + plan["outputs"])
+    for memory in (least, (least + plan["maps"]) // 2)[:n]:
+        assert relative_l2(model.dense(x, memory=memory), whole) < CLOSE
 
 
 # ---------------------------------------------------------------------------------------------- memory

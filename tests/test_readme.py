@@ -38,6 +38,7 @@ def test_form():
     ]
     assert len(TEXT.splitlines()) < 150
     assert {name for name, _ in BLOCKS[1:]} == {"python", "bash", "text"}
+    assert "A combined" in blocks("text")[0], "what quickstart prints"
 
 
 @pytest.mark.parametrize(

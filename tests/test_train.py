@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import gc
 import json
 import logging
 import math
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import vggnet as vgg
 from vggnet import history, ops, train
+from vggnet.augment import pixel_statistics
 from vggnet.data import ArrayDataset, Subset, split
 from vggnet.rng import Rng, permutation, rows_of
 from vggnet.train import Callback, Recipe, fit
@@ -226,9 +228,39 @@ def test_the_micro_batch_follows_the_free_memory(monkeypatch):
     assert free is None or free > 0
 
 
+def test_training_takes_exactly_the_planned_memory():
+    gc.collect()
+    before = vgg.memory_stats()["current"]
+    model = net()
+    vgg._C.reset_peak_memory()
+    fit(model, patterns(20), recipe=dataclasses.replace(SMALL, holdout=0, micro_batch=4), progress=False)
+    assert vgg.memory_stats()["peak"] - before == model.memory_plan(4, training=True).total
+
+
+def test_colour_images_of_any_size():
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(34, 60, (8, 2))
+    images = [rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in sizes]
+    data = ArrayDataset(images, np.arange(8) % 4, CLASSES)
+    model = vgg.VGG("A", num_classes=4, input_size=32, fc_width=16, init="xavier", classes=CLASSES)
+    recipe = Recipe(batch=8, epochs=1, lr=1e-3, scale=(32, 40), holdout=0)
+    before = weights(model)
+    history = fit(model, data, recipe=recipe, progress=False)
+    assert history[0].val_top1 is None
+    assert history.best is None
+    assert math.isfinite(history[0].train_loss)
+    assert all(
+        (before[name] != tensor.numpy()).any() for name, tensor in model.parameters.items() if "fc8" in name
+    )
+    given = vgg.VGG("A", num_classes=4, input_size=32, fc_width=16, init="xavier", classes=CLASSES)
+    recipe = dataclasses.replace(recipe, rgb_covariance=pixel_statistics(images).covariance)
+    fit(given, data, recipe=recipe, progress=False)
+    assert_equal_weights(given, model)  # the covariance is that of all training pixels
+
+
 def test_a_small_net_learns():
     model = net(dropout=0.0)
-    recipe = Recipe(batch=4, lr=0.003, epochs=8, scale=34, rgb_shift=None, holdout=0.2)
+    recipe = Recipe(batch=4, lr=0.001, epochs=8, scale=34, rgb_shift=None, holdout=0.2)
     history = fit(model, patterns(120), recipe=recipe, progress=False)
     assert history.best.val_top1 <= 5.0
     report = vgg.evaluate.evaluate(model, patterns(40, seed=1), vgg.evaluate.Protocol("center", 34))

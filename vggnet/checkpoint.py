@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -61,7 +62,7 @@ def write_tensors(
     checksum = _checksum(((name, contents[name]) for name in sorted(contents)), metadata)
     text = json.dumps({**metadata, CHECKSUM_KEY: checksum}, sort_keys=True)
 
-    def write(temporary: str) -> None:
+    def write(temporary: Path) -> None:
         try:
             save_file(contents, temporary, {METADATA_KEY: text})
         except SafetensorError as error:
@@ -72,7 +73,7 @@ def write_tensors(
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file atomically, as `write_tensors` does."""
-    _replace(Path(path), lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+    _replace(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str]]:
@@ -158,21 +159,17 @@ def _verify(path: object, arrays: Iterable[tuple[str, Array]], metadata: Mapping
         )
 
 
-def _replace(path: Path, write: Callable[[str], object]) -> None:
-    """Let `write` make a temporary file in `path`'s directory, put it on the disk, rename it to `path`."""
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a temporary file beside `path`, put it on the disk, rename it to `path`."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path.name}: no such directory: {path.parent}")
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    try:
+    # A directory, since safetensors makes a temporary file of its own beside the one it is asked for.
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as directory:
+        temporary = Path(directory, path.name)
         write(temporary)
         os.chmod(temporary, path.stat().st_mode & 0o7777 if path.exists() else 0o666 & ~_umask())
         _sync(temporary)
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
     _sync(path.parent)  # the rename itself
 
 
@@ -235,8 +232,8 @@ class Checkpoints:
             With equal names. Tensors on the CPU are hashed and written from where they lie.
         metadata : mapping of str to str
         """
-        for stale in self.directory.glob(f".{_PATTERN}.*.tmp"):  # of a process that was killed while it wrote
-            stale.unlink(missing_ok=True)
+        for stale in self.directory.glob(".*.tmp"):  # of a process that was killed while it wrote
+            shutil.rmtree(stale, ignore_errors=True)
         path = self.directory / f"checkpoint-{iteration:010d}.safetensors"
         arrays = {name: np.asarray(tensor) for name, tensor in parameters.items()}
         arrays |= {VELOCITY + name: np.asarray(tensor) for name, tensor in velocities.items()}

@@ -112,15 +112,16 @@ class Protocol:
 
     @classmethod
     def for_model(cls, kind: str, model: VGG, scales: Sequence[int] | int | None = None) -> Protocol:
-        """The paper's protocol for a net of any input size.
+        """The paper's protocol for a net of any input size, at the scales that go with its training.
 
-        Without ``scales``: the paper's 256, 384 and 512 in proportion to the input size (exactly those at
-        224); "center" and "ten-crop", which by custom take one scale, use the first of them.
+        Without ``scales`` (paper, section 4): for a net trained at a fixed S, Q is S - 32, S and S + 32, with
+        32 in proportion to the input size, or S alone where S - 32 would be below that; for S from a range,
+        its ends and its middle.
+        "center" and "ten-crop" take the paper's single scale: S, or the middle. Where the model does not tell
+        its S: 256, 384 and 512 in proportion to the input size, or the first of them.
         """
         if scales is None:
-            scales = [(q * model.input_size + 112) // 224 for q in PAPER_SCALES]
-            if kind in ("center", "ten-crop"):
-                scales = scales[:1]
+            scales = _scales(model, single=kind in ("center", "ten-crop"))
         return cls.paper(kind, scales)
 
     def parts(self) -> tuple[Protocol, ...]:
@@ -172,6 +173,23 @@ class Protocol:
         if len(self.scales) > 1:
             lines.append("Posteriors are averaged over the scales Q.")
         return "\n".join(lines)
+
+
+def _scales(model: VGG, *, single: bool) -> list[int]:
+    """Test scales of a model, see `Protocol.for_model`."""
+    size = model.input_size
+    if model.scale is None:
+        low, middle, high = ((q * size + 112) // 224 for q in PAPER_SCALES)
+        return [low] if single else [low, middle, high]
+    if isinstance(model.scale, int):
+        middle, step = model.scale, (32 * size + 112) // 224
+        if middle - step < size:  # too little room for crops to have taught it other scales
+            return [middle]
+        low, high = middle - step, middle + step
+    else:
+        low, high = model.scale
+        middle = (low + high) // 2
+    return [middle] if single else sorted({low, middle, high})
 
 
 def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:

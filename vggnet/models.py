@@ -54,6 +54,9 @@ class VGG:
         How odd heights and widths are halved; "ceil" is Caffe's. Only maps of images that are no multiple of 32 differ.
     precision : "float32"
     device : str
+    scale : int or (lowest, highest), optional
+        Shorter side S that training images were rescaled to; `train.fit` sets it, and scales of testing follow it where none
+        are given (paper, section 4.1).
 
     Raises
     ------
@@ -86,6 +89,7 @@ class VGG:
         pool_rounding: str = "floor",
         precision: str = "float32",
         device: str = "cpu",
+        scale: int | Sequence[int] | None = None,
     ) -> None:
         from .preprocess import Preprocessing  # Pillow is not needed to import vggnet
 
@@ -118,6 +122,7 @@ class VGG:
         self.dropout = dropout
         self.seed = seed
         self.classes = None if classes is None else [str(name) for name in classes]
+        self.scale = scale if scale is None or isinstance(scale, int) else (int(scale[0]), int(scale[-1]))
         self.pool_rounding = pool_rounding
         self.precision = precision
         self.device = device
@@ -378,38 +383,31 @@ class VGG:
         return self._dense_head(self._dense_pool5(x, memory), memory)
 
     def _dense_pool5(self, x: _C.Tensor, memory: int) -> _C.Tensor:
-        """The map of pool5, computed in as many bands of rows as `memory` asks for."""
+        """The map of pool5: at once, or image by image in as many bands of rows as `memory` asks for."""
         n, height, width, channels = x.shape
         whole = self._plan(x.shape, ["pool5"], training=False, keep=False)
+        if whole.forward.size <= memory:
+            return self.run(x, layers=["pool5"], keep=False)["pool5"]
         rows = whole.shapes["pool5"][1]
         halo = pool5_halo(self.config)
 
-        def band_of(
-            first: int, last: int
-        ) -> tuple[int, int]:  # rows of the image that pool5's first..last-1 need
-            return STRIDE * max(first - halo, 0), height if last + halo >= rows else STRIDE * (last + halo)
-
-        def cost(count: int) -> int:  # of the costliest band of `count` rows
+        def cost(count: int) -> int:
+            """Bytes of the costliest band of `count` rows of pool5."""
             tallest = min(height, STRIDE * (count + 2 * halo + 1))
-            plan = self._plan((n, tallest, width, channels), ["pool5"], training=False, keep=False)
+            plan = self._plan((1, tallest, width, channels), ["pool5"], training=False, keep=False)
             return plan.forward.size + plan.output_bytes()
 
-        count = rows
-        if whole.forward.size > memory:
-            count = max((c for c in range(1, rows) if cost(c) <= memory), default=0)
-            if count == 0:
-                raise MemoryError(
-                    f"dense: memory is {memory} bytes; one band of images {x.shape} takes {cost(1)} bytes. "
-                    f"Give more, or fewer images at a time"
-                )
-        if count >= rows:
-            return self.run(x, layers=["pool5"], keep=False)["pool5"]
-
+        count = max((c for c in range(1, rows + 1) if cost(c) <= memory), default=0)
+        if count == 0:
+            raise MemoryError(
+                f"dense: memory is {memory} bytes; one band of an image {x.shape[1:]} takes {cost(1)} bytes"
+            )
         pool5 = _C.empty(whole.shapes["pool5"], device=self.device)
         for image in range(n):
             for first in range(0, rows, count):
                 last = min(first + count, rows)
-                top, bottom = band_of(first, last)
+                top = STRIDE * max(first - halo, 0)
+                bottom = height if last + halo >= rows else STRIDE * (last + halo)
                 band = _rows(x, image, top, bottom)
                 maps = self.run(band, layers=["pool5"], keep=False)["pool5"]
                 skip = first - top // STRIDE
@@ -494,6 +492,7 @@ class VGG:
             "seed": self.seed,
             "mean": list(self.preprocessing.mean),
             "classes": self.classes,
+            "scale": self.scale,
             "pool_rounding": self.pool_rounding,
             "precision": self.precision,
         }

@@ -199,6 +199,10 @@ class Recipe:
 def quickstart() -> tuple[dict[str, Any], Recipe]:
     """Net and recipe for the bundled sample: 3,600 gray images of clothes to train on, in about two minutes.
 
+    The rule is the paper's, its numbers are for a run that is a thousandth as long, found by the held-out
+    part: small batches, for more updates; little dropout, since nothing can be learnt by heart in a few
+    epochs; and the lr falls as soon as an epoch brings less than three points.
+
     Returns
     -------
     (arguments, recipe)
@@ -209,8 +213,17 @@ def quickstart() -> tuple[dict[str, Any], Recipe]:
         "input_size": 32,
         "in_channels": 1,
         "fc_width": 512,
-        "dropout": 0.5,
+        "dropout": 0.2,
         "init": "xavier",
     }
-    recipe = Recipe(batch=32, lr=0.01, lr_drops=1, plateau_patience=1, epochs=5, scale=32, rgb_shift=None)
+    recipe = Recipe(
+        batch=8,
+        lr=0.0025,
+        lr_drops=1,
+        plateau_patience=1,
+        plateau_threshold=3.0,
+        epochs=6,
+        scale=32,
+        rgb_shift=None,
+    )
     return arguments, recipe

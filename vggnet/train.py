@@ -251,6 +251,7 @@ class _Trainer:
                 f"fit: recipe.scale is {recipe.scale}; expected at least the crop, the model's input_size of "
                 f"{model.input_size}"
             )
+        model.scale = recipe.scale  # so that it is tested at scales that go with it
         if low > 3 * model.input_size:  # the paper's extreme is 512 / 224 = 2.3
             log.warning(
                 "recipe.scale is %s for crops of %d: a crop shows less than a ninth of an image; scale=%d is "
@@ -578,8 +579,8 @@ class _Trainer:
         advice = (
             f"training is stuck: for {self.recipe.stuck_iterations} iterations, up to {state.iteration}, the "
             f"loss has been ln({model.num_classes}) = {math.log(model.num_classes):.3f}, which is guessing. "
-            'Deep nets do this from small random weights: use init="xavier" or "he", or train an A first and '
-            "pass it as init_from (paper, section 3.1). "
+            'Deep nets do this from small random weights: use init="xavier" ("he" needs a far lower lr), or '
+            "train an A first and pass it as init_from (paper, section 3.1). "
             f"If it started to learn and fell back, lower the lr ({self.lr:g})"
         )
         dead = self._dead_layers()

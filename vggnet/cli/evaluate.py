@@ -85,8 +85,8 @@ def protocol_options(parser: argparse.ArgumentParser, default: str, *, several: 
         "--scales",
         type=positive_list,
         metavar="Q,...",
-        help="shorter sides of the rescaled images (default: 256,384,512 in proportion to the input size; "
-        "center and ten-crop take the first of them only)",
+        help="shorter sides of the rescaled images (default: those that go with the model's training, see "
+        "Protocol.for_model; center and ten-crop take one)",
     )
     parser.add_argument(
         "--grid",

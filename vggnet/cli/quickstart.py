@@ -71,6 +71,6 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join("  " + line for line in FILES.splitlines()))
     print("\nNext:")
     print(f"  vggnet predict {model} {Path(args.out, 'images')}/*.png")
-    print(f"  vggnet evaluate {model} --data sample --protocol dense --scales 32,40")
+    print(f"  vggnet evaluate {model} --data sample --protocol dense --scales 32,34,36")
     print("  vggnet train --data FOLDER --config A --out runs/mine    (with a subfolder for each class)")
     return 0

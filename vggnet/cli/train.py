@@ -52,6 +52,7 @@ RECIPE = {  # options and the fields of Recipe that they set
     "epochs": "epochs",
     "iterations": "iterations",
     "patience": "plateau_patience",
+    "threshold": "plateau_threshold",
     "lr_drops": "lr_drops",
     "scale": "scale",
     "mirror": "mirror",
@@ -134,6 +135,9 @@ def add_parser(commands: Any) -> None:
     recipe.add_argument("--iterations", type=positive, metavar="N", help="updates, at most")
     recipe.add_argument(
         "--patience", type=positive, metavar="N", help="epochs without improvement until the lr falls"
+    )
+    recipe.add_argument(
+        "--threshold", type=number, metavar="POINTS", help="the fall of the error that counts as improvement"
     )
     recipe.add_argument(
         "--lr-drops", type=int, metavar="N", help="times that the lr falls; the next plateau is the end"
