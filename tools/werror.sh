@@ -16,7 +16,7 @@ for cc in gcc clang; do
             *) isa="" ;;
         esac
         # shellcheck disable=SC2086
-        "$cc" -std=c11 -D_GNU_SOURCE -DPy_LIMITED_API=0x030B0000 -DVGGNET_VERSION='"lint"' -O2 -fPIC -Wall -Wextra -Wconversion -Werror \
+        "$cc" -std=c11 -DPy_LIMITED_API=0x030B0000 -DVGGNET_VERSION='"lint"' -O2 -fPIC -Wall -Wextra -Wconversion -Werror \
             $isa $includes -c "$file" -o "$scratch/object.o"
     done
     echo "werror: $cc is content"
