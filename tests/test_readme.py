@@ -34,7 +34,7 @@ def test_form():
     assert language == "sh"
     assert commands.splitlines() == [
         "pip install . && vggnet quickstart",
-        "pip install '.[test]' && pytest",
+        "pip install -e '.[test]' && pytest",
     ]
     assert len(TEXT.splitlines()) < 150
     assert {name for name, _ in BLOCKS[1:]} == {"python", "bash", "text"}
