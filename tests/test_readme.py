@@ -27,8 +27,7 @@ def blocks(language: str) -> list[str]:
 def test_form():
     """What CI relies on: the first block is the two commands; python and bash blocks are executed here.
 
-    The second is not ``python -m pytest``: that would import the sources here, without an extension, not what
-    ``pip install .`` installed.
+    The second installs in place, since tests start Python in the tree, where the sources come first on the path.
     """
     language, commands = BLOCKS[0]
     assert language == "sh"

@@ -174,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
     from ..checkpoint import Checkpoints, write_text
 
     begin(args)
-    net, recipe = _settings(args)
+    net, recipe = _settled(args) if resume else _settings(args)
     train_data = open_data(args.data, "train", channels=net["in_channels"])
     val_data, recipe = _validation(args, recipe, net["in_channels"])
     out = Path(args.out)
@@ -188,6 +188,7 @@ def run(args: argparse.Namespace) -> int:
     if not resume:
         out.mkdir(parents=True, exist_ok=True)
         options = {name: value for name, value in vars(args).items() if name not in FREE}
+        options |= {"net": net, "settled": recipe.to_dict()}  # what was meant, should a default ever change
         write_text(out / OPTIONS_FILE, json.dumps(options, indent=2) + "\n")
     history = _fit(args, model, train_data, val_data, recipe, resume)
     _finish(args, model, history, out)
@@ -226,6 +227,14 @@ def _settings(args: argparse.Namespace) -> tuple[dict[str, Any], Recipe]:
         return net, replace(recipe, **changes)
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _settled(args: argparse.Namespace) -> tuple[dict[str, Any], Recipe]:
+    """What `_settings` made of the options when the run was started, with the limits that were given now."""
+    from ..train import Recipe
+
+    limits = {name: getattr(args, name) for name in LIMITS if getattr(args, name) is not None}
+    return args.net, replace(Recipe.from_dict(args.settled), **limits)
 
 
 def _validation(args: argparse.Namespace, recipe: Recipe, channels: int) -> tuple[Dataset | None, Recipe]:
