@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ SMALL = {"num_classes": 10, "input_size": 32, "fc_width": 48, "init": "he"}
 
 def peak_of(work) -> int:
     """Bytes that `work` adds at its peak to what lives before it."""
+    gc.collect()  # what earlier tests left must not go in between
     before = vgg.memory_stats()["current"]
     _C.reset_peak_memory("cpu")
     keep = work()
@@ -55,6 +57,7 @@ def test_a_training_step_takes_what_the_plan_says(config: str, batch: int) -> No
 
 def test_the_plan_allocates_nothing() -> None:
     model = vgg.VGG("D", **SMALL)
+    gc.collect()
     before = vgg.memory_stats()
     model.memory_plan(256, size=(480, 640))
     model.memory_plan(256, training=True)
@@ -86,6 +89,7 @@ def test_a_plan_that_is_too_small_fails_and_does_not_grow(
         return views(self, device)
 
     monkeypatch.setattr(Arena, "views", cut)
+    gc.collect()
     before = vgg.memory_stats()["current"]
     with pytest.raises(ValueError, match="outside the tensor"):
         model.run(np.zeros((2, 32, 32, 3), np.float32), training=training)
@@ -94,6 +98,7 @@ def test_a_plan_that_is_too_small_fails_and_does_not_grow(
 
 def test_logits_do_not_hold_the_arena() -> None:
     model = vgg.VGG("A", **SMALL)
+    gc.collect()
     before = vgg.memory_stats()["current"]
     logits = model.forward(np.zeros((4, 32, 32, 3), np.float32))
     assert vgg.memory_stats()["current"] - before == logits.nbytes

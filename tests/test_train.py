@@ -673,7 +673,7 @@ def test_progress(capfd, progress):
     assert len(lines) == 1
     for part in ("error", "held out", "images/s"):
         assert part in lines[0]
-    assert ("| 12/12 [" in err or "it/s" in err or "images/s, loss" in err) == (progress is True)
+    assert ("/12 [" in err) == (progress is True)  # the bar, however far a fast epoch lets it be drawn
 
 
 def test_plain_lines_within_a_long_epoch(capfd, monkeypatch):
