@@ -1,7 +1,8 @@
 """The evaluation protocols: orders of averaging against direct formulas, counting, fusion, memory."""
 
-from __future__ import gc
+from __future__ import annotations
 
+import gc
 import json
 
 import numpy as np
