@@ -26,7 +26,7 @@ bench: build ## speed of convolution by layer, see benchmarks/README.md
 	$(PYTHON) -m benchmarks conv2d
 
 fashion-mnist: build ## the longer documented run: all 60,000 images; results are in docs/results.md
-	vggnet train --data fashion-mnist --out runs/fashion-mnist
+	vggnet train --data fashion-mnist --batch 32 --lr 0.01 --dropout 0.5 --threshold 0.3 --patience 3 --scale 32,36 --epochs 30 --out runs/fashion-mnist
 
 parity: build ## whole nets against torch==2.13.0 in double precision
 	$(PYTHON) -m pytest -m 'nightly or not nightly' tests/test_parity_torch.py
