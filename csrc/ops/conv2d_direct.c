@@ -91,16 +91,14 @@ static enum vgg_status make_plan(struct plan *p, struct vgg_context *ctx, const 
                vgg_add_size(&p->thread_bytes, p->thread_bytes, p->unpooled_bytes);
         p->shared_bytes = p->packed_bytes;
     }
-    return fits ? VGG_OK : vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "conv2d: the size of the workspace overflows");
+    return vgg_workspace_fits(ctx, "conv2d", fits);
 }
 
 enum vgg_status vgg_conv2d_direct_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s, bool backward)
 {
     struct plan p;
     VGG_TRY(make_plan(&p, ctx, s, backward));
-    if (!vgg_workspace_bytes(bytes, ctx, p.shared_bytes, p.thread_bytes))
-        return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "conv2d: the size of the workspace overflows");
-    return VGG_OK;
+    return vgg_workspace_bytes(bytes, ctx, "conv2d", p.shared_bytes, p.thread_bytes);
 }
 
 struct call {

@@ -85,16 +85,14 @@ static enum vgg_status make_plan(struct plan *p, const struct vgg_context *ctx, 
     p->shared_bytes = p->few ? p->v_bytes : p->u_bytes;
     fits = fits && vgg_add_size(&p->thread_bytes, p->few ? p->u_bytes : p->v_bytes, p->m_bytes) &&
            vgg_add_size(&p->thread_bytes, p->thread_bytes, p->taps_bytes);
-    return fits ? VGG_OK : vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "conv2d: the size of the workspace overflows");
+    return vgg_workspace_fits(ctx, "conv2d", fits);
 }
 
 enum vgg_status vgg_conv2d_winograd_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s, bool backward)
 {
     struct plan p;
     VGG_TRY(make_plan(&p, ctx, s, backward));
-    if (!vgg_workspace_bytes(bytes, ctx, p.shared_bytes, p.thread_bytes))
-        return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "conv2d: the size of the workspace overflows");
-    return VGG_OK;
+    return vgg_workspace_bytes(bytes, ctx, "conv2d", p.shared_bytes, p.thread_bytes);
 }
 
 struct call {

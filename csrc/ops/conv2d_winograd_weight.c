@@ -104,17 +104,14 @@ static enum vgg_status make_plan(struct plan *p, struct vgg_context *ctx, const 
                vgg_add_size(&p->shared_bytes, p->shared_bytes, p->g_bytes) &&
                vgg_add_size(&p->shared_bytes, p->shared_bytes, p->sums_bytes);
     }
-    return fits ? VGG_OK
-                : vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "conv2d_backward_weight: the size of the workspace overflows");
+    return vgg_workspace_fits(ctx, "conv2d_backward_weight", fits);
 }
 
 enum vgg_status vgg_conv2d_winograd_weight_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s)
 {
     struct plan p;
     VGG_TRY(make_plan(&p, ctx, s));
-    if (!vgg_workspace_bytes(bytes, ctx, p.shared_bytes, p.thread_bytes))
-        return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "conv2d_backward_weight: the size of the workspace overflows");
-    return VGG_OK;
+    return vgg_workspace_bytes(bytes, ctx, "conv2d_backward_weight", p.shared_bytes, p.thread_bytes);
 }
 
 struct call {

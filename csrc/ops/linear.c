@@ -120,9 +120,8 @@ static enum vgg_status make_call(struct call *call, struct vgg_context *ctx, con
     else
         fits = vgg_reserve(&call->first_bytes, vgg_ceil_div(s->out, gemm->mr), s->n, gemm->mr) &&
                vgg_reserve(&second_bytes, vgg_ceil_div(s->in, gemm->nr), s->n, gemm->nr);
-    if (!fits || !vgg_add_size(&call->shared_bytes, call->first_bytes, second_bytes))
-        return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "linear: the size of the workspace overflows");
-    return VGG_OK;
+    fits = fits && vgg_add_size(&call->shared_bytes, call->first_bytes, second_bytes);
+    return vgg_workspace_fits(ctx, "linear", fits);
 }
 
 enum vgg_status vgg_cpu_linear_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_linear *s,
@@ -130,9 +129,7 @@ enum vgg_status vgg_cpu_linear_workspace(struct vgg_context *ctx, size_t *bytes,
 {
     struct call call;
     VGG_TRY(make_call(&call, ctx, s, direction));
-    if (!vgg_workspace_bytes(bytes, ctx, call.shared_bytes, call.thread_bytes))
-        return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "linear: the size of the workspace overflows");
-    return VGG_OK;
+    return vgg_workspace_bytes(bytes, ctx, "linear", call.shared_bytes, call.thread_bytes);
 }
 
 static enum vgg_status begin(struct call *call, struct vgg_context *ctx, const struct vgg_linear *s,

@@ -12,10 +12,17 @@ static inline bool vgg_reserve(size_t *bytes, size_t a, size_t b, size_t c)
            block <= PTRDIFF_MAX && vgg_add_size(bytes, *bytes, vgg_align64(block)) && *bytes <= PTRDIFF_MAX;
 }
 
-/* *bytes = shared + each for every thread of the context; false on overflow. */
-static inline bool vgg_workspace_bytes(size_t *bytes, const struct vgg_context *ctx, size_t shared, size_t each)
+/* VGG_OK if the sizes of a workspace fit, else the one failure that they can have. */
+static inline enum vgg_status vgg_workspace_fits(const struct vgg_context *ctx, const char *op, bool fits)
 {
-    return vgg_mul_size(bytes, each, (size_t)ctx->threads) && vgg_add_size(bytes, *bytes, shared);
+    return fits ? VGG_OK : vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "%s: the size of the workspace overflows", op);
+}
+
+/* *bytes = shared + each for every thread of the context. */
+static inline enum vgg_status vgg_workspace_bytes(size_t *bytes, const struct vgg_context *ctx, const char *op, size_t shared,
+                                                  size_t each)
+{
+    return vgg_workspace_fits(ctx, op, vgg_mul_size(bytes, each, (size_t)ctx->threads) && vgg_add_size(bytes, *bytes, shared));
 }
 
 /* How many threads a workspace serves that has `shared` bytes and `each` for a thread: sets *threads, at most ctx->threads.
