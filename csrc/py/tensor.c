@@ -76,29 +76,42 @@ struct tensor *vggpy_tensor_new(const struct vgg_state *state, struct device dev
     return self;
 }
 
+/* Bytes from one device's memory to another's; between two accelerators by way of the host. */
+static bool move(const struct vgg_state *state, struct device to, void *data, struct device from, const void *source,
+                 size_t bytes)
+{
+    if (vggpy_same_device(from, to))
+        return vggpy_transfer(state, to, COPY, data, source, bytes);
+    if (from.backend->host)
+        return vggpy_transfer(state, to, UPLOAD, data, source, bytes);
+    if (to.backend->host)
+        return vggpy_transfer(state, from, DOWNLOAD, data, source, bytes);
+    struct storage *host = vggpy_storage_new(state, (struct device){state->backends[0], 0}, bytes);
+    bool done = host && vggpy_transfer(state, from, DOWNLOAD, host->data, source, bytes) &&
+                vggpy_transfer(state, to, UPLOAD, data, host->data, bytes);
+    Py_XDECREF((PyObject *)host);
+    return done;
+}
+
 struct tensor *vggpy_tensor_to_device(const struct vgg_state *state, struct tensor *tensor, struct device device)
 {
     struct vgg_array from = vggpy_tensor_array(tensor);
-    struct device source = tensor->storage->device;
     struct tensor *to = vggpy_tensor_new(state, device, from.dtype, from.ndim, from.shape);
-    if (!to)
-        return NULL;
-    size_t bytes = vggpy_tensor_bytes(to);
-    bool done;
-    if (vggpy_same_device(source, device)) {
-        done = vggpy_transfer(state, device, COPY, to->data, from.data, bytes);
-    } else if (source.backend->host) {
-        done = vggpy_transfer(state, device, UPLOAD, to->data, from.data, bytes);
-    } else if (device.backend->host) {
-        done = vggpy_transfer(state, source, DOWNLOAD, to->data, from.data, bytes);
-    } else { /* by way of the host */
-        PyObject *host = vggpy_tensor_numpy(tensor);
-        done = host && vggpy_transfer(state, device, UPLOAD, to->data, PyArray_DATA((PyArrayObject *)host), bytes);
-        Py_XDECREF(host);
-    }
-    if (!done)
+    if (to && !move(state, device, to->data, tensor->storage->device, from.data, vggpy_tensor_bytes(to)))
         Py_CLEAR(to);
     return to;
+}
+
+/* A new tensor on `device` with a copy of object's elements, cast to dtype (VGG_DTYPE_COUNT: the one of ours that fits). */
+static struct tensor *tensor_copy(const struct vgg_state *state, PyObject *object, const char *op, const char *name,
+                                  enum vgg_dtype dtype, struct device device)
+{
+    if (vggpy_is_tensor(state, object) && (dtype == VGG_DTYPE_COUNT || dtype == ((struct tensor *)object)->dtype))
+        return vggpy_tensor_to_device(state, (struct tensor *)object, device);
+    PyArrayObject *array = vggpy_host_array(state, object, op, name, dtype, true); /* the host casts */
+    struct tensor *tensor = array ? vggpy_tensor_from_array(state, array, device) : NULL;
+    Py_XDECREF((PyObject *)array);
+    return tensor;
 }
 
 /* Another tensor over the same bytes, with the same permissions. */
@@ -323,15 +336,9 @@ static PyObject *tensor_to(PyObject *object, PyObject *args, PyObject *kwargs)
         (device_name && !vggpy_device_parse(state, device_name, &device)) ||
         (dtype_name != Py_None && !vggpy_dtype(dtype_name, "to", &dtype)))
         return NULL;
-    if (dtype == self->dtype) {
-        if (vggpy_same_device(device, self->storage->device))
-            return Py_NewRef(object);
-        return (PyObject *)vggpy_tensor_to_device(state, self, device);
-    }
-    PyArrayObject *array = vggpy_host_array(state, object, "to", "self", dtype, true);
-    struct tensor *result = array ? vggpy_tensor_from_array(state, array, device) : NULL;
-    Py_XDECREF((PyObject *)array);
-    return (PyObject *)result;
+    if (dtype == self->dtype && vggpy_same_device(device, self->storage->device))
+        return Py_NewRef(object);
+    return (PyObject *)tensor_copy(state, object, "to", "self", dtype, device);
 }
 
 PyDoc_STRVAR(copy_doc, "copy_($self, obj, /)\n--\n\n"
@@ -372,21 +379,11 @@ static PyObject *tensor_copy_(PyObject *object, PyObject *from)
                      vgg_shape_text(expected, sizeof(expected), own.shape, own.ndim));
     } else if (a.data == own.data && vggpy_same_device(at, to)) {
         done = true; /* onto itself */
-    } else if (at.backend->host && to.backend->host && vggpy_overlap(a.data, bytes, own.data, bytes)) {
+    } else if ((vggpy_same_device(at, to) || (at.backend->host && to.backend->host)) &&
+               vggpy_overlap(a.data, bytes, own.data, bytes)) {
         PyErr_SetString(PyExc_ValueError, "copy_: obj overlaps the tensor");
-    } else if (vggpy_same_device(at, to)) {
-        if (!at.backend->host && vggpy_overlap(a.data, bytes, own.data, bytes))
-            PyErr_SetString(PyExc_ValueError, "copy_: obj overlaps the tensor");
-        else
-            done = vggpy_transfer(state, to, COPY, own.data, a.data, bytes);
-    } else if (at.backend->host) {
-        done = vggpy_transfer(state, to, UPLOAD, own.data, a.data, bytes);
-    } else if (to.backend->host) {
-        done = vggpy_transfer(state, at, DOWNLOAD, own.data, a.data, bytes);
     } else {
-        PyObject *middle = vggpy_tensor_numpy(source);
-        done = middle && vggpy_transfer(state, to, UPLOAD, own.data, PyArray_DATA((PyArrayObject *)middle), bytes);
-        Py_XDECREF(middle);
+        done = move(state, to, own.data, at, a.data, bytes);
     }
     Py_XDECREF((PyObject *)array);
     if (!done)
@@ -580,12 +577,7 @@ static PyObject *py_tensor(PyObject *module, PyObject *args, PyObject *kwargs)
         (dtype_object != Py_None && !vggpy_dtype(dtype_object, "tensor", &dtype)) ||
         !vggpy_device_parse(state, device_name, &device))
         return NULL;
-    if (vggpy_is_tensor(state, object) && (dtype == VGG_DTYPE_COUNT || dtype == ((struct tensor *)object)->dtype))
-        return (PyObject *)vggpy_tensor_to_device(state, (struct tensor *)object, device);
-    PyArrayObject *array = vggpy_host_array(state, object, "tensor", "obj", dtype, true);
-    struct tensor *tensor = array ? vggpy_tensor_from_array(state, array, device) : NULL;
-    Py_XDECREF((PyObject *)array);
-    return (PyObject *)tensor;
+    return (PyObject *)tensor_copy(state, object, "tensor", "obj", dtype, device);
 }
 
 PyDoc_STRVAR(from_dlpack_doc, "from_dlpack(obj, /)\n--\n\n"
