@@ -469,8 +469,6 @@ class VGG:
         if top < 1:
             raise ValueError(f"predict: top is {top}; expected at least 1")
         loaded = [load_image(image, self.preprocessing.channels) for image in images]
-        if isinstance(protocol, str):
-            protocol = evaluate.Protocol.for_model("dense" if protocol == "paper" else protocol, self)
         posteriors: npt.NDArray[np.float32] = evaluate.posteriors(self, loaded, protocol)
         order = np.argsort(-posteriors, axis=1, kind="stable")[:, :top]
         return [

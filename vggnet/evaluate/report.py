@@ -1,0 +1,200 @@
+"""What an evaluation found: counts, reports, tables, and the fusion of reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _C
+from .passes import Array, Rows, average
+from .protocol import Protocol
+
+
+@dataclass
+class Report:
+    """What an evaluation found. ``str(report)`` is a table, ``to_json()`` everything but the posteriors.
+
+    A class is among the k best when fewer than k classes have a greater posterior or an equal one and a
+    smaller index; k is 1, and the smaller of 5 and the number of classes. A posterior row with NaN in it is
+    wrong. Errors divide by all images listed, broken ones included.
+
+    Attributes
+    ----------
+    top1, top5 : errors, %
+    count : images listed
+    broken : (name, reason) of images that could not be read; they count as wrong
+    not_finite : images whose posteriors held NaN or infinity; they count as wrong
+    seconds : time for this report's forward passes and for waiting on images (shared by the reports of one
+        pass)
+    posteriors : (count, classes) float32, rows of broken images NaN; None unless kept
+    labels : (count,) int64, in the order of the model's classes
+    models : for each model its config, sizes, pool rounding and mean
+    protocols : the Protocol of each model
+    """
+
+    top1: float
+    top5: float
+    count: int
+    broken: list[tuple[str, str]]
+    not_finite: int
+    seconds: float
+    labels: npt.NDArray[np.int64]
+    models: list[dict[str, Any]]
+    protocols: list[Protocol]
+    posteriors: Array | None = field(default=None, repr=False)
+    version: str = field(default_factory=lambda: str(_C.build_info()["version"]))
+
+    @property
+    def images_per_second(self) -> float:
+        return self.count / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def protocol(self) -> Protocol | list[Protocol]:
+        """The protocol, or a list of them where the fused models had different ones."""
+        first = self.protocols[0]
+        return first if all(p == first for p in self.protocols) else self.protocols
+
+    @property
+    def name(self) -> str:
+        """A short name: the nets and the kind, as in "D + E dense"."""
+        kinds = list(dict.fromkeys(p.kind for p in self.protocols))
+        nets = [str(m["config"]) for m in self.models]
+        if len(kinds) == 1:
+            return f"{' + '.join(nets)} {kinds[0]}"
+        if len(set(nets)) == 1:
+            return f"{nets[0]} {' + '.join(p.kind for p in self.protocols)}"
+        return " + ".join(f"{net} {p.kind}" for net, p in zip(nets, self.protocols, strict=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values, as JSON needs them; posteriors and labels are left out."""
+        return {
+            "name": self.name,
+            "top1": self.top1,
+            "top5": self.top5,
+            "count": self.count,
+            "broken": [{"name": name, "reason": reason} for name, reason in self.broken],
+            "not_finite": self.not_finite,
+            "seconds": self.seconds,
+            "images_per_second": self.images_per_second,
+            "models": self.models,
+            "protocols": [
+                asdict(p) | {"scales": list(p.scales), "description": p.describe()} for p in self.protocols
+            ],
+            "version": self.version,
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def __str__(self) -> str:
+        lines = [table([self]), ""]
+        if self.broken:
+            lines.append(
+                f"{len(self.broken)} broken images, counted as wrong; the first: {self.broken[0][1]}"
+            )
+        if self.not_finite:
+            lines.append(f"{self.not_finite} images had posteriors that are not finite, counted as wrong")
+        for model in self.models:
+            side, channels, classes = (model[name] for name in ("input_size", "in_channels", "classes"))
+            lines.append(
+                f"Net {model['config']}: {side} x {side} x {channels}, {classes} classes; "
+                f"pool rounding {model['pool_rounding']}; vggnet {self.version}."
+            )
+        lines += dict.fromkeys(protocol.describe() for protocol in self.protocols)
+        if len(self.models) > 1:
+            lines.append("Fusion: mean of the posteriors.")
+        return "\n".join(lines)
+
+
+def table(reports: Sequence[Report], names: Sequence[str] | None = None) -> str:
+    """Several reports as one aligned table, under their own names or others."""
+    rows = [("", "Q", "top-1 error", "top-5 error", "images", "images/s")]
+    for name, r in zip([r.name for r in reports] if names is None else names, reports, strict=True):
+        scales = list(dict.fromkeys(", ".join(map(str, p.scales)) for p in r.protocols))
+        rows.append(
+            (
+                name,
+                " / ".join(scales),
+                f"{r.top1:.2f} %",
+                f"{r.top5:.2f} %",
+                f"{r.count}",
+                f"{r.images_per_second:.1f}",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(lines)
+
+
+def fuse(reports: Sequence[Report]) -> Report:
+    """The report of the averaged posteriors of reports on the same images (paper, section 4.4), each with
+    equal weight.
+
+    Raises
+    ------
+    ValueError
+        Posteriors were not kept, or the reports are on different images or classes.
+    """
+    if not reports:
+        raise ValueError("reports is empty; expected at least one")
+    kept = [r.posteriors for r in reports if r.posteriors is not None]
+    if len(kept) < len(reports):
+        raise ValueError("a report has no posteriors: evaluate with keep_posteriors=True to fuse")
+    first = reports[0]
+    for r, p in zip(reports, kept, strict=True):
+        if p.shape != kept[0].shape:
+            raise ValueError(f"reports have {kept[0].shape} and {p.shape} posteriors; expected equal shapes")
+        if not np.array_equal(r.labels, first.labels):
+            raise ValueError("reports have different labels; expected the same images in the same order")
+    broken = list(dict.fromkeys(item for r in reports for item in r.broken))
+    posteriors = average(kept)
+    # A row of NaN is a broken image's or a net's; both are wrong, only the second is counted as not finite.
+    not_finite = int((~np.isfinite(posteriors)).any(axis=1).sum()) - len(broken)
+    return Report(
+        top1=100.0 * float(wrong(posteriors, first.labels, 1).mean()),
+        top5=100.0 * float(wrong(posteriors, first.labels, 5).mean()),
+        count=first.count,
+        broken=broken,
+        not_finite=not_finite,
+        seconds=sum(r.seconds for r in reports),
+        labels=first.labels,
+        models=[m for r in reports for m in r.models],
+        protocols=[p for r in reports for p in r.protocols],
+        posteriors=posteriors,
+    )
+
+
+def wrong(posteriors: Array, labels: npt.NDArray[np.int64], k: int) -> npt.NDArray[np.bool_]:
+    """For each row of (N, classes): is the label not among the k best? Ties go to the smaller index; rows
+    with NaN are wrong."""
+    own = posteriors[np.arange(len(labels)), labels][:, None]
+    before = np.arange(posteriors.shape[1]) < labels[:, None]
+    better = ((posteriors > own) | ((posteriors == own) & before)).sum(axis=1)
+    result: npt.NDArray[np.bool_] = (better >= min(k, posteriors.shape[1])) | np.isnan(posteriors).any(axis=1)
+    return result
+
+
+class Count:
+    """Errors of one report, chunk by chunk, so that posteriors need not be kept."""
+
+    def __init__(self, n: int, classes: int, keep: bool) -> None:
+        self.top1 = self.top5 = self.not_finite = 0
+        self.posteriors = np.full((n, classes), np.nan, np.float32) if keep else None
+
+    def add(self, rows: Rows, posteriors: Array, labels: npt.NDArray[np.int64]) -> None:
+        self.top1 += int(wrong(posteriors, labels, 1).sum())
+        self.top5 += int(wrong(posteriors, labels, 5).sum())
+        self.not_finite += int((~np.isfinite(posteriors)).any(axis=1).sum())
+        if self.posteriors is not None:
+            self.posteriors[rows] = posteriors
