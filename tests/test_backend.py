@@ -295,6 +295,19 @@ def test_average_over_two_devices(backend):
         np.testing.assert_array_equal(to_host(tensor), expected)
 
 
+def test_between_two_devices(backend):
+    """By way of the host, whose memory comes back."""
+    array = _normal(5, 3)
+    x, copy = on("test:0")(array), _C.zeros((5, 3), device="test:1")
+    before = _C.memory_stats("cpu")["current"]
+    copy.copy_(x)
+    for tensor in (copy, x.to("test:1"), _C.tensor(x, device="test:1")):
+        assert tensor.device == "test:1"
+        np.testing.assert_array_equal(to_host(tensor), array)
+        del tensor
+    assert _C.memory_stats("cpu")["current"] == before
+
+
 # ---------------------------------------------------------------- memory and errors
 
 
