@@ -17,15 +17,16 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 from vggnet import _C, ops
+from vggnet.bench import conv2d_flops, machine
 from vggnet.configs import CONFIGS, Layer, layers_of, pooled
 
-from .measure import machine, measure
+from .measure import measure, origin
 
 Direction = Literal["forward", "backward_input", "backward_weight"]
 Algorithm = Literal["auto", "direct", "winograd2", "winograd4", "winograd6"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 SAMPLES = 64  # elements of a result that are checked against float64
-HEADER = "layer    shape             batch direction            min ms  median  GFLOP/s  of peak  error/eps"
+HEADER = "layer    shape             batch direction            min ms  median  GFLOP/s  of peak  of floor  error/eps"
 Array = npt.NDArray[np.float32]
 
 
@@ -37,10 +38,10 @@ class Case:
     size: int
     pool: bool
 
-    def flops(self, batch: int) -> float:
-        """Multiplications and additions of one direction."""
-        layer = self.layer
-        return 2.0 * batch * self.size**2 * layer.inputs * layer.outputs * layer.window**2
+    def flops(self, batch: int, algorithm: str = "direct") -> int:
+        """Multiplications and additions of one direction, see `vggnet.bench.conv2d_flops`."""
+        x_shape = (batch, self.size, self.size, self.layer.inputs)
+        return conv2d_flops(x_shape, self.layer.parameter_shapes[f"{self.layer.name}.weight"], algorithm)
 
 
 def cases(net: str, size: int, in_channels: int) -> list[Case]:
@@ -175,18 +176,20 @@ def run(
     best = min(passes)
     rate = case.flops(batch) / best
     layer = case.layer
+    algorithm = options.algorithm
+    if algorithm == "auto":
+        algorithm = _C.conv2d_algorithm(problem.x.shape, problem.w.shape, direction, pool=case.pool)
     return {
         "layer": layer.name,
         "shape": f"{layer.inputs}->{layer.outputs}@{case.size}" + (" pool" if case.pool else ""),
         "batch": batch,
         "direction": direction,
-        "algorithm": _C.conv2d_algorithm(problem.x.shape, problem.w.shape, direction, pool=case.pool)
-        if options.algorithm == "auto"
-        else options.algorithm,
+        "algorithm": algorithm,
         "min_ms": best * 1e3,
         "median_ms": statistics.median(passes) * 1e3,
         "gflops": rate * 1e-9,
         "peak_fraction": rate / peak,
+        "floor_fraction": case.flops(batch, algorithm) / best / peak,
         "error_eps": problem.error(direction),
         "passes": len(passes),
     }
@@ -222,7 +225,7 @@ def main(arguments: list[str]) -> int:
     batches = [int(batch) for batch in options.batch.split(",")]
 
     _C.set_num_threads(options.threads)
-    about = machine(options.threads)
+    about = machine() | origin()
     if not options.json:
         peak = f"peak {about['peak'] * 1e-9:.0f} GFLOP/s"
         print(f"{about['cpu']}, {about['kernel']}, {about['threads']} threads, {peak}")
@@ -237,6 +240,7 @@ def main(arguments: list[str]) -> int:
                     print(
                         f"{row['layer']:8} {row['shape']:17} {batch:5} {direction:15} {row['min_ms']:12.3f} "
                         f"{row['median_ms']:7.3f} {row['gflops']:8.1f} {row['peak_fraction']:8.0%} "
+                        f"{row['floor_fraction']:9.0%} "
                         f"{row['error_eps']:10.2f}",
                         flush=True,
                     )

@@ -1,17 +1,14 @@
-"""What benchmarks share: timing with cold caches, and the machine's description."""
+"""What benchmarks share: timing with cold caches, and where figures come from."""
 
 from __future__ import annotations
 
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from vggnet import _C
 
 FLUSH_BYTES = 64 << 20  # more than the last-level cache of the machines we know
 
@@ -33,16 +30,6 @@ def measure(call: Callable[[], object], *, seconds: float, flush: bool) -> list[
     return passes
 
 
-def cpu_name() -> str:
-    """The CPU's own name, or the architecture where the system does not tell."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
-
-
 def commit() -> str:
     """The short name of the commit, with a + if the tree has changes; "unknown" outside a clone."""
 
@@ -56,20 +43,6 @@ def commit() -> str:
         return "unknown"
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """What a figure means nothing without; `peak` is the multiply-add rate of the threads, in FLOP/s."""
-    info = _C.build_info()
-    return {
-        "cpu": cpu_name(),
-        "isa": info["isa"],
-        "kernel": next(kernel["name"] for kernel in _C.kernels() if kernel["selected"]),
-        "threads": threads,
-        # the best of some: a thread that was just made may share its core with the caller for a while
-        "peak": max(_C.fma_peak(threads) for _ in range(20)),
-        "vggnet": info["version"],
-        "compiler": info["compiler"],
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "commit": commit(),
-        "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
-    }
+def origin() -> dict[str, str]:
+    """Where figures come from, beside the machine: commit and command."""
+    return {"commit": commit(), "command": "python -m benchmarks " + " ".join(sys.argv[1:])}

@@ -17,7 +17,7 @@ from PIL import Image
 # Processes run the package that the tests run, not whatever the working directory holds.
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(vgg.__file__).resolve().parents[1]), "PYTHONSAFEPATH": "1"}
 
-COMMANDS = ("quickstart", "train", "evaluate", "predict", "info")
+COMMANDS = ("quickstart", "train", "evaluate", "predict", "bench", "info")
 NET = ("--config", "A", "--input-size", "32", "--fc-width", "16", "--init", "xavier", "--batch", "8")
 
 
@@ -91,6 +91,7 @@ def test_version_tells_the_build():
         (("evaluate", "x", "--data", "sample", "--protocol", "dense,sparse"), "'sparse'"),
         (("evaluate", "x", "--data", "sample", "--memory", "3X"), "--memory"),
         (("predict", "x"), "IMAGE"),
+        (("bench", "--batch", "0"), "--batch"),
         (("quickstart", "--images", "3"), "at least 100"),
     ],
 )
@@ -199,6 +200,20 @@ def test_predict_names_a_broken_image_and_goes_on(model_file, folder):
     assert "broken.jpg" in done.stderr
     assert "0.png" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+# ---- bench
+
+
+def test_bench(tmp_path):
+    options = ("--config", "A", "--input-size", "32", "--fc-width", "16", "--seconds", "0", "--threads", "1")
+    result = json.loads(fine("bench", *options, "--json", "--batch", "2"))
+    assert (result["config"], result["batch"], result["direction"]) == ("A", 2, "forward")
+    assert result["machine"]["threads"] == 1
+    assert [row["layer"] for row in result["rows"]][::10] == ["conv1_1", "fc8"]
+    text = fine("bench", *options, "--direction", "training")
+    for part in ("backward_weight", "of floor", "images/s", "times the least", "SGD"):
+        assert part in text
 
 
 # ---- train

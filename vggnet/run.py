@@ -22,6 +22,7 @@ FLOAT_BYTES = 4
 ALIGNMENT = 64  # of every slot in an arena, bytes
 
 Shape = tuple[int, ...]
+Watch = Callable[[Layer, str], None]  # called after each operation with its layer and direction
 
 
 def nbytes(shape: Sequence[int]) -> int:
@@ -241,10 +242,18 @@ class Plan:
 class Run:
     """A forward pass and what backward needs of it. Made by `VGG.run`; see there."""
 
-    def __init__(self, model: Any, plan: Plan, x: _C.Tensor, rng: Rng | None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        plan: Plan,
+        x: _C.Tensor,
+        rng: Rng | None,
+        watch: Watch = lambda layer, direction: None,
+    ) -> None:
         self._model = model
         self._plan = plan
         self._rng = rng
+        self._watch = watch
         self._maps: dict[str, Any] = {"data": x}
         self._versions = self._weight_versions()
         arena = plan.forward.views(plan.device)
@@ -255,6 +264,7 @@ class Run:
         slots = arena | self._maps
         for step in plan.steps:
             self._forward(step, slots)
+            watch(step.layer, "forward")
         if plan.keep:
             self._maps = {name: slots[name] for name in slots if name != "workspace"}
 
@@ -510,6 +520,7 @@ class _Backward:
                 assert rng is not None
                 p = self.run._model.dropout
                 ops.dropout_backward(d, p, rng.seed, rng.rows, _purpose(layer), out=dx)
+            self.run._watch(layer, "backward_input")
 
     def unfuse(self, step: Step, d: Any, owned: bool) -> tuple[Any, bool, None, None]:
         """Undo pooling and ReLU one by one, since gradients enter between them."""
@@ -544,6 +555,7 @@ class _Backward:
             ops.conv2d_backward_input(
                 d, w, y=y, index=index, input_shape=x.shape, out=dx, workspace=self.workspace
             )
+            self.run._watch(layer, "backward_input")
 
     def linear(self, step: Step, d: Any, owned: bool, y: Any, dx: Any) -> None:
         layer, x = step.layer, self.maps[step.source]
@@ -558,6 +570,7 @@ class _Backward:
         if dx is not None:
             w, _ = self.run._weights(layer)
             ops.linear_backward_input(d, w, out=flat(dx), workspace=self.workspace)
+            self.run._watch(layer, "backward_input")
 
     def out(self, layer: Layer) -> tuple[_C.Tensor, _C.Tensor] | None:
         if self.grads is None:
@@ -567,6 +580,7 @@ class _Backward:
     def finish(self, layer: Layer) -> None:
         """Note a layer's gradients as final, and tell whoever waits for them."""
         assert self.grads is not None
+        self.run._watch(layer, "backward_weight")
         names = tuple(layer.parameter_shapes)
         self.done.update((name, self.grads[name]) for name in names)
         if self.ready is not None:
