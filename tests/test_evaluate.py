@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 
@@ -194,7 +195,10 @@ def test_report_counts_errors(model, dataset):
     assert report.broken == []
     assert report.not_finite == 0
     assert report.images_per_second == pytest.approx(4 / report.seconds)
-    assert "top-5 error" in str(report)
+    assert "top-1 error" in str(report)
+    assert "top-5 error" not in str(report)  # of 7 classes
+    many = dataclasses.replace(report, models=[report.models[0] | {"classes": 11}])
+    assert evaluate.table([report, many]).count(f"{report.top5:.2f} %") >= 2
     assert "Q = 33, 45" in str(report)
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import vggnet as vgg
-from vggnet import history, ops, train
+from vggnet import ops, train
 from vggnet.augment import pixel_statistics
 from vggnet.data import ArrayDataset, Subset, split
+from vggnet.progress import Progress
 from vggnet.rng import Rng, permutation, rows_of
 from vggnet.train import Callback, Recipe, fit
 
@@ -673,13 +675,29 @@ def test_progress(capfd, progress):
     assert len(lines) == 1
     for part in ("error", "held out", "images/s"):
         assert part in lines[0]
+    assert "top-5" not in lines[0]  # of four classes
     assert ("/12 [" in err) == (progress is True)  # the bar, however far a fast epoch lets it be drawn
 
 
 def test_plain_lines_within_a_long_epoch(capfd, monkeypatch):
-    monkeypatch.setattr(history.Reporter, "EVERY", 0.0)
+    monkeypatch.setattr(Progress, "EVERY", 0.0)
     fit(net(), patterns(16), recipe=dataclasses.replace(SMALL, epochs=1))
     assert "epoch 1/1, 8 of 12 images: loss " in capfd.readouterr().err
+
+
+def test_plain_lines_of_other_work(capfd, monkeypatch):
+    with Progress("reading") as progress:
+        progress(1, 3)
+        assert capfd.readouterr().err == ""
+        monkeypatch.setattr(Progress, "EVERY", 0.0)
+        progress(2, 3)
+        assert re.fullmatch(r"reading, 2 of 3 images: \d+ images/s\n", capfd.readouterr().err)
+
+
+def test_top5_error_is_told_where_classes_are_many(straight):
+    row = dataclasses.replace(straight[1][-1], val_top5=1.25)
+    assert "(top-5 1.25 %)" in row.describe(top5=True)
+    assert "top-5" not in row.describe(top5=False)
 
 
 def test_callbacks_see_every_update_and_epoch():

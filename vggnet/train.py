@@ -29,8 +29,10 @@ from . import _C, evaluate, ops, rng
 from .augment import Augmentation, pixel_statistics
 from .checkpoint import VELOCITY, Checkpoints, restore_tensors
 from .data import Loader, split
-from .history import History, Reporter, Row
+from .evaluate.report import tells_top5
+from .history import History, Row
 from .preprocess import check_image, rescale
+from .progress import Progress
 from .recipes import Recipe
 
 if TYPE_CHECKING:
@@ -177,7 +179,7 @@ def fit(
         raise ValueError("fit: resume=True needs checkpoint=, the directory of the run to go on with")
     if init_from is not None and trainer.state.iteration == 0:
         start_from(model, init_from)
-    return trainer.run(Reporter(progress, recipe.epochs))
+    return trainer.run(Progress("training", progress))
 
 
 @dataclass
@@ -348,9 +350,9 @@ class _Trainer:
 
     # ---- the run
 
-    def run(self, reporter: Reporter) -> History:
-        self.reporter = reporter
-        with _Interrupts() as interrupts, reporter:
+    def run(self, progress: Progress) -> History:
+        self.progress = progress
+        with _Interrupts() as interrupts, progress:
             self.interrupts = interrupts
             try:
                 self._prepare()
@@ -376,7 +378,7 @@ class _Trainer:
     def _prepare(self) -> None:
         recipe, size = self.recipe, self.model.input_size
         if recipe.rgb_shift is not None and self.covariance is None:
-            self.reporter.note("computing the covariance of the channels over the training images")
+            self.progress.note("computing the covariance of the channels over the training images")
             self.covariance = self._covariance()
         self.augmentation = Augmentation(
             size, recipe.scale, recipe.mirror, recipe.rgb_shift, self.covariance, recipe.seed
@@ -400,6 +402,9 @@ class _Trainer:
         check_image(image, self.model.preprocessing.channels, self.data.name(i))
         return image
 
+    def _epoch_name(self, epoch: int) -> str:
+        return f"epoch {epoch}" if self.recipe.epochs is None else f"epoch {epoch}/{self.recipe.epochs}"
+
     @property
     def lr(self) -> float:
         return self.recipe.lr * self.recipe.lr_factor**self.state.drops
@@ -418,7 +423,9 @@ class _Trainer:
             self.history.rows.append(row)
             self.history.stopped_by = self._limit()
             self._save()
-        self.reporter.epoch(row)
+        self.progress.note(
+            f"{self._epoch_name(row.epoch)}: {row.describe(top5=tells_top5(self.model.num_classes))}"
+        )
         for callback in self.callbacks:
             callback.on_epoch(self.model, row)
 
@@ -434,7 +441,7 @@ class _Trainer:
 
         done = state.step * recipe.batch
         batches = self.loader.batches(order[done:], rescaled)
-        self.reporter.start(state.epoch, done, n)
+        self.progress.start(self._epoch_name(state.epoch + 1), state.seen, n)
         start = time.perf_counter()
         with contextlib.closing(batches):
             for images, pixels, labels in batches:
@@ -454,7 +461,7 @@ class _Trainer:
                     break
             else:
                 state.step = len(self.loader)  # batches without one readable image are left out
-        self.reporter.stop()
+        self.progress.stop()
 
     def _gradients(
         self,
@@ -494,16 +501,13 @@ class _Trainer:
 
     def _after_update(self, loss: float, wrong: int, count: int) -> None:
         state = self.state
-        self.reporter.update(
-            count,
-            seen=state.seen,
-            loss=state.loss / state.seen,
-            error=100.0 * state.wrong / state.seen,
-            lr=self.lr,
-            speed=state.seen / max(state.seconds, 1e-9),
+        self.progress(
+            state.seen,
+            len(self.data),
+            f"loss {state.loss / state.seen:.3f}, error {100.0 * state.wrong / state.seen:.1f} %, lr {self.lr:g}",
         )
         if self.stuck.add(loss):
-            self.reporter.warn(self._stuck_advice())
+            self.progress.warn(self._stuck_advice())
         if self.checkpoint_every is not None and state.iteration % self.checkpoint_every == 0:
             with self.interrupts.held():
                 self._save()
@@ -557,11 +561,11 @@ class _Trainer:
         where = f"interrupted in epoch {self.state.epoch + 1}, after iteration {self.state.iteration}"
         path = self._save()
         if path is None:
-            self.reporter.note(
+            self.progress.note(
                 f"{where}; nothing was saved: give checkpoint= a directory to be able to go on"
             )
         else:
-            self.reporter.note(
+            self.progress.note(
                 f"{where}; saved {path}. To go on, bit for bit: the same call with resume=True "
                 "(vggnet train: --resume)"
             )

@@ -1,11 +1,10 @@
-"""What the commands share: options, data sets, progress, files."""
+"""What the commands share: options, data sets, output."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,36 +159,6 @@ def data_option(parser: argparse.ArgumentParser, **options: Any) -> None:
 
 
 # ---- output
-
-
-class Progress:
-    """``progress(done, total)``: a bar on a terminal, a line every tenth of the way elsewhere; on the
-    standard error."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-        self.bar: Any = None
-        self.next_line = 0.1
-
-    def __call__(self, done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            if self.bar is None:
-                from tqdm import tqdm
-
-                self.bar = tqdm(
-                    total=total, desc=self.what, unit="img", file=sys.stderr, leave=False, dynamic_ncols=True
-                )
-            self.bar.update(done - self.bar.n)
-        elif done >= self.next_line * total:
-            print(f"{self.what}: {done} of {total} images", file=sys.stderr, flush=True)
-            self.next_line = math.floor(10 * done / total + 1) / 10
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
 
 
 def print_json(value: Any) -> None:

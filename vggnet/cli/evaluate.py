@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import vggnet as vgg
 
+from ..progress import Progress
 from .common import (
-    Progress,
     UsageError,
     add_command,
     begin,

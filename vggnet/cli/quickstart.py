@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .common import Progress, UsageError, add_command, begin, positive, print_json
+from ..progress import Progress
+from .common import UsageError, add_command, begin, positive, print_json
 
 EXAMPLES = """\
   vggnet quickstart

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import vggnet as vgg
 
+from ..progress import Progress
 from .common import (
     Interrupted,
-    Progress,
     UsageError,
     add_command,
     begin,

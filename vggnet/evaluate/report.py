@@ -113,19 +113,12 @@ class Report:
 
 def table(reports: Sequence[Report], names: Sequence[str] | None = None) -> str:
     """Several reports as one aligned table, under their own names or others."""
-    rows = [("", "Q", "top-1 error", "top-5 error", "images", "images/s")]
+    top5 = any(tells_top5(model["classes"]) for r in reports for model in r.models)
+    rows = [["", "Q", "top-1 error", *(["top-5 error"] if top5 else []), "images", "images/s"]]
     for name, r in zip([r.name for r in reports] if names is None else names, reports, strict=True):
-        scales = list(dict.fromkeys(", ".join(map(str, p.scales)) for p in r.protocols))
-        rows.append(
-            (
-                name,
-                " / ".join(scales),
-                f"{r.top1:.2f} %",
-                f"{r.top5:.2f} %",
-                f"{r.count}",
-                f"{r.images_per_second:.1f}",
-            )
-        )
+        scales = " / ".join(dict.fromkeys(", ".join(map(str, p.scales)) for p in r.protocols))
+        errors = [f"{error:.2f} %" for error in ((r.top1, r.top5) if top5 else (r.top1,))]
+        rows.append([name, scales, *errors, f"{r.count}", f"{r.images_per_second:.1f}"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -135,6 +128,11 @@ def table(reports: Sequence[Report], names: Sequence[str] | None = None) -> str:
         lines.append("  ".join(cells).rstrip())
     lines.insert(1, "-" * len(lines[0]))
     return "\n".join(lines)
+
+
+def tells_top5(classes: int) -> bool:
+    """Whether the top-5 error is worth printing: five guesses at one of ten classes are rarely all wrong."""
+    return classes > 10
 
 
 def fuse(reports: Sequence[Report]) -> Report:
