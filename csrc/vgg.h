@@ -60,7 +60,7 @@ struct vgg_context {
     int threads;            /* most CPU threads the call may use, >= 1 */
     void *stream;           /* the device's stream; NULL on the CPU */
     void *workspace;        /* 64-byte aligned scratch of the device, or NULL */
-    size_t workspace_bytes; /* at least what the operation's *_workspace function said */
+    size_t workspace_bytes; /* with less than the operation's *_workspace function says, it uses fewer threads or fails */
     struct vgg_error *error;
 };
 

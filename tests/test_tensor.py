@@ -577,7 +577,8 @@ def test_out_rules():
         vgg.ops.linear_backward_weight(x, x, accumulate=True)
 
 
-def test_workspace_rules(rng):
+def test_workspace_rules(rng, threads):
+    threads(1)
     x = rng.standard_normal((3, 40)).astype(np.float32)
     w = rng.standard_normal((50, 40)).astype(np.float32)
     need = vgg.ops.linear_workspace(3, 40, 50, "backward_weight")

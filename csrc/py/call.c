@@ -173,9 +173,9 @@ bool call_out_pair(struct call *c, PyObject *out, PyObject *pair[2])
 
 bool call_workspace(struct call *c, PyObject *workspace, size_t bytes)
 {
-    c->context.workspace_bytes = bytes;
     if (workspace == Py_None) {
         void *data = NULL;
+        c->context.workspace_bytes = bytes;
         if (bytes == 0)
             return true;
         if (!call_check(c, c->device.backend->allocate(&c->context, &data, bytes)))
@@ -193,14 +193,11 @@ bool call_workspace(struct call *c, PyObject *workspace, size_t bytes)
                      c->op, vgg_dtype_name(tensor->dtype));
         return false;
     }
-    if (size < bytes) {
-        PyErr_Format(PyExc_ValueError, "%s: workspace has %zu bytes; expected at least %zu", c->op, size, bytes);
-        return false;
-    }
     if (!keeps_clear(c, tensor->data, size, "workspace", -1))
         return false;
     c->workspace_owner = Py_NewRef(workspace);
     c->context.workspace = tensor->data;
+    c->context.workspace_bytes = size;
     return true;
 }
 

@@ -47,7 +47,7 @@ PyDoc_STRVAR(conv2d_doc,
              "out : Tensor, or (Tensor, Tensor) with pool, optional\n"
              "    Where to write; overlaps no input.\n"
              "workspace : uint8 Tensor, optional\n"
-             "    Scratch of at least conv2d_workspace bytes, instead of a temporary allocation.\n\n"
+             "    Scratch of conv2d_workspace bytes, instead of a temporary allocation. In less, fewer threads work.\n\n"
              "Returns\n-------\n"
              "Tensor or (Tensor, Tensor)\n"
              "    y (N, H, W, K); with pool (y, index), (N, H/2, W/2, K) float32 and uint8.\n\n"
@@ -55,7 +55,7 @@ PyDoc_STRVAR(conv2d_doc,
              "NotImplementedError\n"
              "    If the algorithm cannot do this.\n"
              "ValueError\n"
-             "    If shapes do not fit, or workspace is too small: it is never grown.\n\n"
+             "    If shapes do not fit, or workspace is too small for even one thread: it is never grown.\n\n"
              "Notes\n-----\n"
              "Bit-equal for any number of threads. The GIL is released.\n\n"
              "Source: paper, section 2.1.");

@@ -10,13 +10,13 @@ PyDoc_STRVAR(linear_doc, "linear(x, w, b=None, *, relu=False, out=None, workspac
                          "relu : bool\n"
                          "out : Tensor, optional\n"
                          "workspace : uint8 Tensor, optional\n"
-                         "    At least linear_workspace bytes.\n\n"
+                         "    Of linear_workspace bytes. In less, fewer threads work.\n\n"
                          "Returns\n-------\n"
                          "Tensor\n"
                          "    y, (N, O).\n\n"
                          "Raises\n------\n"
                          "ValueError\n"
-                         "    If shapes do not fit, or workspace is too small.\n\n"
+                         "    If shapes do not fit, or workspace is too small for even one thread.\n\n"
                          "Source: paper, section 2.1.");
 
 static PyObject *py_linear(PyObject *module, PyObject *args, PyObject *kwargs)
