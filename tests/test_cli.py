@@ -241,7 +241,8 @@ def test_train_evaluate_and_resume_bit_for_bit(folder, tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-def test_ctrl_c_says_how_to_go_on(folder, tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_saves_and_says_how_to_go_on(folder, tmp_path, number, status):
     out = tmp_path / "run"
     process = subprocess.Popen(
         [
@@ -267,10 +268,11 @@ def test_ctrl_c_says_how_to_go_on(folder, tmp_path):
     for line in process.stderr:
         seen.append(line)
         if line.startswith("epoch 2"):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             break
     _stdout, rest = process.communicate(timeout=120)
-    assert process.returncode == 130, "".join(seen) + rest
+    assert process.returncode == status, "".join(seen) + rest
+    assert "; saved " in rest
     assert f"vggnet train --resume {out}" in rest
     assert "Traceback" not in rest
     fine("train", "--resume", out, "--epochs", "4")

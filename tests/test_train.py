@@ -359,6 +359,24 @@ def test_ctrl_c_saves_and_the_run_goes_on_bit_for_bit(tmp_path, straight, capfd,
     assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 3
 
 
+def test_without_checkpoints_sigterm_does_what_it_did():
+    handler = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    class Look(Callback):
+        def on_iteration(self, model, iteration, loss, error):
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    fit(
+        net(),
+        patterns(16),
+        recipe=dataclasses.replace(SMALL, iterations=1),
+        progress=False,
+        callbacks=[Look()],
+    )
+    assert seen == [handler]
+
+
 CHILD = """
 import signal, sys
 sys.path.insert(0, sys.argv[1])
@@ -371,7 +389,12 @@ fit(net(), patterns(36), recipe=SMALL, checkpoint=sys.argv[2], callbacks=[Signal
 
 @pytest.mark.parametrize(
     ("stop", "number", "every", "saved"),
-    [(6, signal.SIGKILL, 100, 4), (7, signal.SIGKILL, 3, 6), (10, signal.SIGINT, 100, 10)],
+    [
+        (6, signal.SIGKILL, 100, 4),
+        (7, signal.SIGKILL, 3, 6),
+        (10, signal.SIGINT, 100, 10),
+        (9, signal.SIGTERM, 100, 9),
+    ],
 )
 def test_a_killed_or_interrupted_process_goes_on_bit_for_bit(tmp_path, straight, stop, number, every, saved):
     command = [
@@ -385,7 +408,7 @@ def test_a_killed_or_interrupted_process_goes_on_bit_for_bit(tmp_path, straight,
         str(every),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == -number, done.stderr
+    assert done.returncode == (0 if number == signal.SIGTERM else -number), done.stderr
     newest = max(path.name for path in tmp_path.glob("checkpoint-*"))
     assert newest == f"checkpoint-{saved:010d}.safetensors"
     model = net(seed=99)
@@ -465,18 +488,21 @@ def test_another_run_in_the_directory_is_never_mixed_in(tmp_path):
         fit(net(), data, recipe=recipe, checkpoint=tmp_path, checkpoint_every=0)
 
 
-def test_ctrl_c_within_an_update_waits_for_its_end(tmp_path, monkeypatch, straight):
+@pytest.mark.parametrize(
+    ("number", "stop"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_a_signal_within_an_update_waits_for_its_end(tmp_path, monkeypatch, straight, number, stop):
     data, original = patterns(36), ops.sgd_
     calls = []
 
     def interrupted(*arguments):
         calls.append(None)
         if len(calls) == 10:  # weights and biases are two calls: in the middle of update 5
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         original(*arguments)
 
     monkeypatch.setattr(ops, "sgd_", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(stop):
         fit(net(), data, recipe=SMALL, checkpoint=tmp_path, progress=False)
     assert len(calls) == 10
     monkeypatch.undo()

@@ -128,7 +128,7 @@ def fit(
     init_from : VGG, optional
         A trained A, whose layers the new net starts with (`start_from`); ignored when the run is resumed.
     checkpoint : path, optional
-        A directory for the checkpoints (after every epoch, and on Ctrl-C), history.csv and history.jsonl.
+        A directory for the checkpoints (after every epoch, on Ctrl-C and on SIGTERM), history.csv and history.jsonl.
     checkpoint_every : int, optional
         Also write a checkpoint after so many updates: for epochs that take hours.
     keep : int
@@ -163,6 +163,9 @@ def fit(
         When more than 1 % of the images are broken, or one with `strict`.
     KeyboardInterrupt
         On Ctrl-C, after the checkpoint was written.
+    SystemExit
+        On SIGTERM, which schedulers send before they kill, after the checkpoint was written; status 0. Without
+        `checkpoint`, or where the program handles SIGTERM itself, the signal does what it did before.
 
     Notes
     -----
@@ -352,13 +355,13 @@ class _Trainer:
 
     def run(self, progress: Progress) -> History:
         self.progress = progress
-        with _Interrupts() as interrupts, progress:
+        with _Interrupts(terminate=self.checkpoints is not None) as interrupts, progress:
             self.interrupts = interrupts
             try:
                 self._prepare()
                 while self._limit() is None:
                     self._epoch()
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemExit):
                 with interrupts.held():
                     self._interrupted()
                 raise
@@ -663,32 +666,37 @@ class _Stuck:
 
 
 class _Interrupts:
-    """Ctrl-C, while training: at once, between layers, except inside `held()`, where it waits for its end.
+    """Ctrl-C while training, and with `terminate` SIGTERM, which schedulers send before they kill: at once, between
+    layers, except inside `held()`, where it waits for its end.
 
     An update of the weights and its counters must be one: a checkpoint written between them could not go on
     bit for bit.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, terminate: bool) -> None:
         self.depth = 0
-        self.pending = False
-        self.installed = False
+        self.pending: BaseException | None = None
+        self.defaults: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
+        if terminate:
+            self.defaults[signal.SIGTERM] = signal.SIG_DFL
+        self.installed: list[int] = []
 
     def __enter__(self) -> _Interrupts:
-        main = threading.current_thread() is threading.main_thread()  # only there Ctrl-C arrives
-        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._arrived)
-            self.installed = True
+        if threading.current_thread() is threading.main_thread():  # only there signals arrive
+            self.installed = [n for n, default in self.defaults.items() if signal.getsignal(n) == default]
+        for number in self.installed:
+            signal.signal(number, self._arrived)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.installed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in self.installed:
+            signal.signal(number, self.defaults[number])
 
-    def _arrived(self, *_: object) -> None:
+    def _arrived(self, number: int, _: object) -> None:
+        stop = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(0)
         if not self.depth:
-            raise KeyboardInterrupt
-        self.pending = True
+            raise stop
+        self.pending = stop
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -697,6 +705,6 @@ class _Interrupts:
             yield
         finally:
             self.depth -= 1
-        if self.pending and not self.depth:
-            self.pending = False
-            raise KeyboardInterrupt
+        if self.pending is not None and not self.depth:
+            stop, self.pending = self.pending, None
+            raise stop

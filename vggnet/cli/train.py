@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -302,6 +303,7 @@ def _fit(
 ) -> History:
     from ..train import fit
 
+    go_on = f"Go on with: vggnet train --resume {args.out}"
     try:
         return fit(
             model,
@@ -314,7 +316,10 @@ def _fit(
             strict=args.strict or None,
         )
     except KeyboardInterrupt:
-        raise Interrupted(f"Go on with: vggnet train --resume {args.out}") from None
+        raise Interrupted(go_on) from None
+    except SystemExit:
+        print(f"vggnet train: terminated. {go_on}", file=sys.stderr)
+        raise
 
 
 def _finish(args: argparse.Namespace, model: vgg.VGG, history: History, out: Path) -> None:
