@@ -1,8 +1,10 @@
 # Targets for people who change vggnet. Users need none of these: see README.md.
 PYTHON ?= python3
 CC ?= cc
+# make peers: an interpreter that has benchmarks/peers.txt
+PEERS ?= $(PYTHON)
 
-.PHONY: build test lint nightly sanitize werror bench fashion-mnist parity import-time clean
+.PHONY: build test lint nightly sanitize werror bench peers fashion-mnist parity import-time clean
 
 build: ## the extension in place, for working in the tree
 	$(PYTHON) -m pip install -q -e '.[test]'
@@ -24,6 +26,9 @@ werror: ## warnings are errors, with both compilers; objects go to a scratch fol
 
 bench: build ## speed of convolution by layer, see benchmarks/README.md
 	$(PYTHON) -m benchmarks conv2d
+
+peers: build ## net D against other systems, about 15 minutes of a quiet machine; writes docs/speed.*
+	$(PYTHON) -m benchmarks peers --python $(PEERS) --out docs/speed
 
 fashion-mnist: build ## the longer documented run: all 60,000 images; results are in docs/results.md
 	vggnet train --data fashion-mnist --batch 32 --lr 0.01 --dropout 0.5 --threshold 0.3 --patience 3 --scale 32,36 --epochs 30 --out runs/fashion-mnist

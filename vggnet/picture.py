@@ -1,4 +1,4 @@
-"""Two pictures drawn with Pillow alone: training curves, and images with what the net says about them."""
+"""Pictures drawn with Pillow alone: training curves, images with what the net says about them, and bars."""
 
 from __future__ import annotations
 
@@ -171,6 +171,37 @@ def history(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
         "Training images are cropped at random and dropout is on; held-out images take one centre crop."
         + (" Dotted: the learning rate fell." if drops else ""),
     )
+
+
+def bars(
+    path: str | os.PathLike[str],
+    panels: Sequence[tuple[str, Sequence[tuple[str, float]]]],
+    first: str,
+    caption: str = "",
+    *,
+    columns: int = 2,
+) -> None:
+    """Panels (title, bars) of named values, each on a scale of its own; the bar named `first` stands out, and the others tell
+    how many times it they are."""
+    width, row = 430, 24
+    heights = [46 + row * len(values) for _, values in panels]
+    height = max(heights)
+    canvas = _Canvas(width * columns, height * -(-len(panels) // columns) + 30)
+    for number, (title, values) in enumerate(panels):
+        left, top = width * (number % columns) + 16, height * (number // columns) + 8
+        canvas.text(left, top + 14, title, 15)
+        longest = max(value for _, value in values)
+        unit = dict(values).get(first)
+        for k, (name, value) in enumerate(values):
+            y = top + 36 + row * k
+            ours = name == first
+            length = 170 * value / longest
+            canvas.text(left, y + 8, name, 12, _INK if ours else _SOFT)
+            canvas.box(left + 100, y, left + 100 + length, y + 16, _BLUE if ours else "#b6bfd0", 2)
+            ratio = "" if unit is None or ours else f"   {value / unit:.1f} x"
+            canvas.text(left + 106 + length, y + 8, f"{value:.1f}{ratio}", 12, _INK if ours else _SOFT)
+    canvas.text(16, canvas.image.height / _SCALE - 16, caption, 11, _SOFT)
+    canvas.save(path)
 
 
 def predictions(

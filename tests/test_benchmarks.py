@@ -1,0 +1,126 @@
+"""`benchmarks/`: options, reports from canned results, and that the systems which are here compute the same net."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import vggnet as vgg
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def peers():
+    sys.path.append(str(ROOT))  # last: vggnet is the one under test
+    yield importlib.import_module("benchmarks.bench_peers")
+    sys.path.remove(str(ROOT))
+
+
+RESULTS = {
+    "machine": {"cpu": "a CPU", "isa": "avx2", "threads": 2, "peak": 2e11, "bandwidth": 4e10},
+    "origin": {"commit": "abc123", "command": "python -m benchmarks peers"},
+    "environment": {"VGGNET_ISA": "avx2"},
+    "rounds": 3,
+    "systems": {
+        "vggnet": {"name": "vggnet", "version": "1", "settings": "auto"},
+        "torch": {"name": "PyTorch", "version": "2", "settings": "eager"},
+        "ncnn": {"name": "ncnn", "version": "3", "settings": "float32"},
+    },
+    "cases": {
+        "batch1": {
+            "vggnet": {"ms": 50.0, "peak_bytes": 8e8, "loading_peak_bytes": 1e9},
+            "torch": {"ms": 125.0, "peak_bytes": 9e8, "loading_peak_bytes": 2e9, "relative_l2": 1e-6},
+            "ncnn": {"ms": 75.0, "peak_bytes": 1e9, "loading_peak_bytes": 3e9, "relative_l2": 2e-6},
+        },
+        "train32": {
+            "vggnet": {"ms": 100.0, "peak_bytes": 3e9, "loading_peak_bytes": 1e9},
+            "torch": {"ms": 500.0, "peak_bytes": 4e9, "loading_peak_bytes": 2e9, "relative_l2": 3e-3},
+        },
+    },
+    "import_seconds": {"vggnet": 0.1, "torch": 2.0, "ncnn": 0.05},
+    "installed_bytes": {
+        name: {"alone": 1e6, "with_dependencies": 2e6} for name in ("vggnet", "torch", "ncnn")
+    },
+}
+
+
+def test_the_table_tells_times_ratios_and_settings(peers):
+    lines = peers.table(RESULTS).splitlines()
+    assert lines[0].startswith("a CPU, avx2, 2 threads, VGGNET_ISA=avx2; multiply-add peak 200 GFLOP/s")
+    assert "| inference, batch 1 | 50.0 | 125.0 (2.50x) | 75.0 (1.50x) |" in lines
+    assert "| training step, batch 32 | 100.0 | 500.0 (5.00x) |  |" in lines
+    assert "| peak memory, training step, batch 32, GB | 3.00 | 4.00 (1.33x) |  |" in lines
+    assert "| import, ms | 100 | 2000 (20.00x) | 50 (0.50x) |" in lines
+    assert "- ncnn 3: float32" in lines
+    assert lines[-1] == "- answers differ from vggnet's by at most 3.0e-03 (relative L2)"
+
+
+def test_a_report_replaces_its_part_of_the_page(peers, tmp_path):
+    prefix = tmp_path / "speed"
+    page = prefix.with_suffix(".md")
+    peers.write(RESULTS, prefix)
+    first = page.read_text()
+    page.write_text("Before.\n" + first + "After.\n")
+    peers.write(RESULTS | {"rounds": 7}, prefix)
+    text = page.read_text()
+    assert text == "Before.\n" + first.replace("3 rounds", "7 rounds") + "After.\n"
+    assert json.loads(prefix.with_suffix(".json").read_text())["rounds"] == 7
+    with Image.open(prefix.with_suffix(".png")) as picture:
+        pixels = np.asarray(picture)
+    assert pixels.shape[2] == 3 and pixels.shape[1] > 800
+    blue = (np.abs(pixels.astype(int) - (0x25, 0x63, 0xEB)).sum(axis=2) < 20).any(axis=0)
+    assert blue[116:180].all()  # our bar of the first panel, 50 of 125 of the longest
+
+
+def test_options(peers):
+    options = peers.parser().parse_args(["--cases", "batch64,import", "--systems", "vggnet,ncnn"])
+    assert (options.cases, options.systems) == (["batch64", "import"], ["vggnet", "ncnn"])
+    assert options.rounds == 3 and options.out is None
+    for wrong in (["--cases", "batch"], ["--systems", "caffe"]):
+        with pytest.raises(SystemExit) as exit:
+            peers.parser().parse_args(wrong)
+        assert exit.value.code == 2
+
+
+def test_what_systems_can_do(peers):
+    supports = peers.systems.supports
+    assert all(supports("vggnet", case) for case in peers.CASES[:-2])
+    assert supports("torch", "train16") and not supports("openvino", "train16")
+    assert supports("ncnn", "batch1") and supports("ncnn", "dense384") and not supports("ncnn", "batch8")
+
+
+def test_a_missing_peer_is_named(peers, tmp_path, capsys):
+    if importlib.util.find_spec("ncnn"):
+        pytest.skip("ncnn is installed")
+    options = ["--systems", "ncnn", "--cases", "size", "--folder", str(tmp_path)]
+    assert peers.main(options) == 1
+    assert "No package metadata was found for ncnn" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def folder(peers, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("net")
+    peers.write_net(folder, vgg.VGG("A", input_size=64, fc_width=24, init="he"))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["batch", "dense", "train"])
+def test_torch_computes_the_same_net(peers, folder, kind):
+    pytest.importorskip("torch")
+    systems = peers.systems
+    x = systems.images(2, 96 if kind == "dense" else 64)[: 1 if kind == "dense" else 2]
+    answers = []
+    for system in (systems.Vggnet, systems.Torch):
+        loaded = system(folder, kind, x.shape, vgg.get_num_threads())
+        call = loaded.step(x, systems.labels(2)) if kind == "train" else None
+        answers.append(loaded.forward(x)() if call is None else call(False).copy())
+    ours, theirs = answers
+    assert ours.shape == {"batch": (2, 1000), "dense": (1, 2, 2, 1000), "train": (64, 3, 3, 3)}[kind]
+    assert np.linalg.norm(ours - theirs) <= peers.AGREEMENT[kind] * np.linalg.norm(theirs)
