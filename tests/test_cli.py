@@ -230,6 +230,7 @@ def test_train_evaluate_and_resume_bit_for_bit(folder, tmp_path):
     again = vggnet("train", "--data", folder, *NET, "--epochs", "1", "--out", stopped)
     assert again.returncode == 2
     assert "--resume" in again.stderr
+    assert json.loads((stopped / "train.json").read_text()) == {"data": str(folder), "val": None}
     fine("train", "--resume", stopped, "--epochs", "2")
     assert (stopped / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
     assert vgg.load(straight / "model.safetensors").classes == ["bright", "dark"]
@@ -238,6 +239,11 @@ def test_train_evaluate_and_resume_bit_for_bit(folder, tmp_path):
         *("--init-from", straight / "model.safetensors", "--scale", "32,48", "--val", "0.2"),
     )
     assert "vggnet evaluate" in deeper
+    for checkpoint in stopped.glob("checkpoint-*"):
+        checkpoint.unlink()
+    anew = vggnet("train", "--resume", stopped)
+    assert anew.returncode == 1
+    assert "no checkpoint yet: start the run again" in anew.stderr
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from .data import Dataset
     from .models import VGG
 
-__all__ = ["Callback", "History", "Recipe", "Row", "fit", "start_from"]
+__all__ = ["Callback", "History", "Recipe", "Row", "fit", "saved_run", "start_from"]
 
 log = logging.getLogger("vggnet")
 
@@ -185,6 +185,26 @@ def fit(
     return trainer.run(Progress("training", progress))
 
 
+def saved_run(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], Recipe]:
+    """Arguments of `VGG` and the recipe of the run in a directory, as its newest checkpoint has them."""
+    newest = _newest(Checkpoints(directory))
+    if newest is None:
+        raise ValueError(f"{directory} has no checkpoint yet: start the run again")
+    _, model, run = newest
+    return model, Recipe.from_dict(run["recipe"])
+
+
+def _newest(checkpoints: Checkpoints) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
+    """The newest intact checkpoint: its file, the arguments of its model, and its run."""
+    newest = checkpoints.newest()
+    if newest is None:
+        return None
+    path, metadata = newest
+    if metadata.get("format") != FORMAT:
+        raise _C.WeightsError(f"{path}: format {metadata.get('format')!r}; expected {FORMAT!r}")
+    return path, json.loads(metadata["model"]), json.loads(metadata["run"])
+
+
 @dataclass
 class _State:
     """Where a run is: all that a checkpoint needs beside weights, velocities and rows."""
@@ -289,15 +309,12 @@ class _Trainer:
                     "with it, or another directory"
                 )
             return
-        newest = checkpoints.newest()
+        newest = _newest(checkpoints)
         if newest is None:
             log.info("no checkpoint in %s: starting from the beginning", checkpoints.directory)
             return
-        path, metadata = newest
-        if metadata.get("format") != FORMAT:
-            raise _C.WeightsError(f"{path}: format {metadata.get('format')!r}; expected {FORMAT!r}")
-        run = json.loads(metadata["run"])
-        self._compare(path, json.loads(metadata["model"]), run)
+        path, model, run = newest
+        self._compare(path, model, run)
         velocities = {VELOCITY + name: velocity for name, velocity in self.velocities.items()}
         restore_tensors(path, {**self.model.parameters, **velocities})
         self.state = _State(**run["state"])

@@ -38,10 +38,8 @@ EXAMPLES = """\
   vggnet train --resume runs/D
 """
 
-OPTIONS_FILE = "train.json"
-LIMITS = ("epochs", "iterations")
-# What a resumed run may change beside them; the rest is part of what it is, and kept in OPTIONS_FILE.
-FREE = ("resume", "device", "threads", "json", "strict", "workers", "run", "command")
+DATA_FILE = "train.json"  # --data and --val of the run; all else is in its checkpoints
+LIMITS = ("epochs", "iterations")  # of the recipe: what a resumed run may change
 
 NET = ("config", "input_size", "in_channels", "fc_width", "dropout", "init")  # arguments of VGG
 RECIPE = {  # options and the fields of Recipe that they set
@@ -167,47 +165,58 @@ def _scale(text: str) -> int | tuple[int, int]:
 
 
 def run(args: argparse.Namespace) -> int:
-    resume = args.resume is not None
-    if resume:
-        args = _restore(args)
-    elif args.data is None or args.out is None:
+    if args.resume is None and (args.data is None or args.out is None):
         raise UsageError("--data and --out are needed (or --resume DIR)")
-    from ..checkpoint import Checkpoints, write_text
-
     begin(args)
-    net, recipe = _settled(args) if resume else _settings(args)
-    train_data = open_data(args.data, "train", channels=net["in_channels"])
-    val_data, recipe = _validation(args, recipe, net["in_channels"])
-    out = Path(args.out)
-    if not resume:
-        if Checkpoints(out).paths():
-            raise UsageError(f"{out} holds a run already: go on with --resume {out}, or choose another --out")
-        args.mean, args.covariance = _statistics(args, train_data)
-    model = _model(args, net, train_data.classes)
-    if recipe.rgb_shift is not None:
-        recipe = replace(recipe, rgb_covariance=args.covariance)
-    if not resume:
-        out.mkdir(parents=True, exist_ok=True)
-        options = {name: value for name, value in vars(args).items() if name not in FREE}
-        options |= {"net": net, "settled": recipe.to_dict()}  # what was meant, should a default ever change
-        write_text(out / OPTIONS_FILE, json.dumps(options, indent=2) + "\n")
-    history = _fit(args, model, train_data, val_data, recipe, resume)
-    _finish(args, model, history, out)
+    model, train_data, val_data, recipe = _new(args) if args.resume is None else _resumed(args)
+    history = _fit(args, model, train_data, val_data, recipe)
+    _finish(args, model, history, Path(args.out))
     return 0
 
 
-def _restore(args: argparse.Namespace) -> argparse.Namespace:
-    """The options of the run in ``--resume``; limits and what does not change the result may be new."""
-    path = Path(args.resume, OPTIONS_FILE)
+def _new(args: argparse.Namespace) -> tuple[vgg.VGG, Dataset, Dataset | None, Recipe]:
+    """Net, data and recipe that the options ask for."""
+    from ..checkpoint import Checkpoints, write_text
+
+    net, recipe = _settings(args)
+    train_data = open_data(args.data, "train", channels=net["in_channels"])
+    val_data, recipe = _validation(args, recipe, net["in_channels"])
+    out = Path(args.out)
+    if Checkpoints(out).paths():
+        raise UsageError(f"{out} holds a run already: go on with --resume {out}, or choose another --out")
+    mean, covariance = _statistics(args, train_data)
+    model = vgg.VGG(
+        **net,
+        num_classes=len(train_data.classes),
+        classes=train_data.classes,
+        mean=mean,
+        seed=args.seed,
+        device=args.device,
+    )
+    if args.init_from is not None:
+        _start_from(model, vgg.load(args.init_from))
+    if recipe.rgb_shift is not None:
+        recipe = replace(recipe, rgb_covariance=covariance)
+    write_text(out / DATA_FILE, json.dumps({"data": args.data, "val": args.val}, indent=2) + "\n")
+    return model, train_data, val_data, recipe
+
+
+def _resumed(args: argparse.Namespace) -> tuple[vgg.VGG, Dataset, Dataset | None, Recipe]:
+    """Those of the run in ``--resume``, with the limits that are given now."""
+    from ..train import saved_run
+
+    path = Path(args.resume, DATA_FILE)
     if not path.is_file():
         raise FileNotFoundError(
-            f"--resume {args.resume}: no {OPTIONS_FILE} in it; is it the --out of vggnet train?"
+            f"--resume {args.resume}: no {DATA_FILE} in it; is it the --out of vggnet train?"
         )
-    options = json.loads(path.read_text(encoding="utf-8"))
-    new = {name: vars(args)[name] for name in FREE} | {
-        n: v for n in LIMITS if (v := vars(args)[n]) is not None
-    }
-    return argparse.Namespace(**options | new | {"out": args.resume})
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    args.data, args.val, args.out = saved["data"], saved["val"], args.resume
+    net, recipe = saved_run(args.resume)
+    limits = {name: getattr(args, name) for name in LIMITS if getattr(args, name) is not None}
+    model = vgg.VGG(**net, init=None, device=args.device)
+    val_data, recipe = _validation(args, replace(recipe, **limits), model.in_channels)
+    return model, open_data(args.data, "train", channels=model.in_channels), val_data, recipe
 
 
 def _settings(args: argparse.Namespace) -> tuple[dict[str, Any], Recipe]:
@@ -228,14 +237,6 @@ def _settings(args: argparse.Namespace) -> tuple[dict[str, Any], Recipe]:
         return net, replace(recipe, **changes)
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-def _settled(args: argparse.Namespace) -> tuple[dict[str, Any], Recipe]:
-    """What `_settings` made of the options when the run was started, with the limits that were given now."""
-    from ..train import Recipe
-
-    limits = {name: getattr(args, name) for name in LIMITS if getattr(args, name) is not None}
-    return args.net, replace(Recipe.from_dict(args.settled), **limits)
 
 
 def _validation(args: argparse.Namespace, recipe: Recipe, channels: int) -> tuple[Dataset | None, Recipe]:
@@ -270,27 +271,17 @@ def _statistics(args: argparse.Namespace, dataset: Dataset) -> tuple[list[float]
     return list(statistics.mean), statistics.covariance
 
 
-def _model(args: argparse.Namespace, net: dict[str, Any], classes: list[str]) -> vgg.VGG:
-    model = vgg.VGG(
-        **net,
-        num_classes=len(classes),
-        classes=classes,
-        mean=args.mean,
-        seed=args.seed or 0,
-        device=args.device,
-    )
-    if args.init_from is not None and args.resume is None:
-        from ..train import start_from
+def _start_from(model: vgg.VGG, other: vgg.VGG) -> None:
+    """All weights of the same net, but for fc8 where the classes are others; or the layers that deeper nets took from A."""
+    from ..train import start_from
 
-        other = vgg.load(args.init_from)
-        if other.config != model.config:
-            start_from(model, other)
-        else:
-            weights = {name: p.numpy() for name, p in other.parameters.items()}
-            if other.num_classes != model.num_classes:  # other classes: fc8 stays as it was drawn
-                weights |= {name: p.numpy() for name, p in model.parameters.items() if name.startswith("fc8")}
-            model.load_parameters(weights)
-    return model
+    if other.config != model.config:
+        start_from(model, other)
+        return
+    weights = {name: p.numpy() for name, p in other.parameters.items()}
+    if other.num_classes != model.num_classes:  # fc8 stays as it was drawn
+        weights |= {name: p.numpy() for name, p in model.parameters.items() if name.startswith("fc8")}
+    model.load_parameters(weights)
 
 
 def _fit(
@@ -299,7 +290,6 @@ def _fit(
     train_data: Dataset,
     val_data: Dataset | None,
     recipe: Recipe,
-    resume: bool,
 ) -> History:
     from ..train import fit
 
@@ -311,7 +301,7 @@ def _fit(
             val_data,
             recipe,
             checkpoint=args.out,
-            resume=resume,
+            resume=args.resume is not None,
             threads=args.workers,
             strict=args.strict or None,
         )
