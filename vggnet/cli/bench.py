@@ -16,7 +16,7 @@ EXAMPLES = """\
   vggnet bench --input-size 64 --fc-width 512 --json
 """
 
-HEADER = "layer    shape                  direction       algorithm        ms  GFLOP/s of peak of floor       MB   GB/s"
+HEADER = "layer    shape                    direction       algorithm        ms  GFLOP/s of peak of floor       MB   GB/s"
 
 
 def add_parser(commands: Any) -> None:
@@ -107,6 +107,6 @@ def _line(row: dict[str, Any]) -> str:
         else " " * 25
     )
     return (
-        f"{row['layer']:8} {row['shape']:22} {row['direction']:15} {row['algorithm'] or '':9} {row['ms']:9.3f} "
+        f"{row['layer']:8} {row['shape']:24} {row['direction']:15} {row['algorithm'] or '':9} {row['ms']:9.3f} "
         f"{rates} {row['least_bytes'] / 1e6:8.1f} {row['gbytes_per_s']:6.1f}"
     )
