@@ -27,7 +27,7 @@ from vggnet.bench import machine
 from vggnet.configs import STRIDE
 
 from . import systems
-from .measure import origin
+from .measure import commit
 
 CASES = ("batch1", "batch8", "batch32", "dense384", "dense512", "train16", "train32", "import", "size")
 MEMORY = ("batch1", "batch32", "train32")  # cases whose peak of memory is told
@@ -136,23 +136,28 @@ def measure_case(case: str, folder: Path, options: argparse.Namespace) -> dict[s
     return best
 
 
-def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """All results, as they go to the JSON file."""
-    results: dict[str, Any] = {
+def begin(options: argparse.Namespace) -> dict[str, Any]:
+    """What the JSON file tells beside results; asks every system for its version."""
+    return {
         "machine": machine() | {"memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")},
-        "origin": origin(),
+        "commit": commit(),
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         "rounds": options.rounds,
+        "seconds": options.seconds,
         "systems": {
             name: {
                 "name": NAMES.get(name, name),
-                "version": ask(name, "version", folder, options),
+                "version": ask(name, "version", Path(), options),
                 "settings": systems.SYSTEMS[name].settings,
             }
             for name in options.systems
         },
         "cases": {},
     }
+
+
+def measure(results: dict[str, Any], folder: Path, options: argparse.Namespace) -> None:
+    """Add case after case to `results`, so that an error leaves those before it."""
     if not (folder / "layers.json").exists():
         write_net(folder, vgg.VGG("D", init="he", seed=0))
     for name in options.systems:
@@ -166,7 +171,6 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             }
         else:
             results["cases"][case] = measure_case(case, folder, options)
-    return results
 
 
 # ---- reporting
@@ -219,7 +223,7 @@ def table(results: Mapping[str, Any]) -> str:
     lines = [
         f"{about['cpu']}, {about['isa']}, {about['threads']} threads{caps}; multiply-add peak "
         f"{about['peak'] * 1e-9:.0f} GFLOP/s, memory {about['bandwidth'] * 1e-9:.0f} GB/s; commit "
-        f"{results['origin']['commit']}; least of {results['rounds']} rounds. In brackets: how many times vggnet's.",
+        f"{results['commit']}; least of {results['rounds']} rounds. In brackets: how many times vggnet's.",
         "",
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
@@ -320,20 +324,22 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, print the table, and write the files if asked."""
+    """Measure, write the files if asked, and print the table, also of what there is when a case fails."""
     options = parser().parse_args(arguments)
     vgg.set_num_threads(options.threads)
+    results: dict[str, Any] = {}
+    status = 0
     try:
-        if options.folder is None:
-            with tempfile.TemporaryDirectory() as folder:
-                results = measure(Path(folder), options)
-        else:
-            options.folder.mkdir(parents=True, exist_ok=True)
-            results = measure(options.folder, options)
+        results = begin(options)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = options.folder or Path(temporary)
+            folder.mkdir(parents=True, exist_ok=True)
+            measure(results, folder, options)
     except RuntimeError as error:
         print(f"benchmarks peers: {error}", file=sys.stderr)
-        return 1
-    print(table(results))
-    if options.out:
-        write(results, options.out)
-    return 0
+        status = 1
+    if results:
+        if options.out:
+            write(results, options.out)
+        print(table(results))
+    return status

@@ -24,7 +24,7 @@ def peers():
 
 RESULTS = {
     "machine": {"cpu": "a CPU", "isa": "avx2", "threads": 2, "peak": 2e11, "bandwidth": 4e10},
-    "origin": {"commit": "abc123", "command": "python -m benchmarks peers"},
+    "commit": "abc123",
     "environment": {"VGGNET_ISA": "avx2"},
     "rounds": 3,
     "systems": {
