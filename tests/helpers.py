@@ -1,10 +1,24 @@
-"""What every kernel call in the tests goes through: poisoned outputs and workspace, guard bytes, inputs left
-alone."""
+"""What tests share. Kernel calls go through `call`: poisoned outputs and workspace, guard bytes, inputs left alone."""
 
+import contextlib
+import ctypes
 import gc
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
+import pytest
+import vggnet
 from vggnet import _C
+
+# Processes run the package that the tests run, not whatever the working directory holds.
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(Path(vggnet.__file__).resolve().parents[1]),
+    "PYTHONSAFEPATH": "1",
+}
 
 GUARD_BYTES = 256
 GUARD = 0xA5
@@ -79,6 +93,28 @@ def call(op, *inputs, out, workspace=None, offset=1, **options):
     for a, b in zip(before, after, strict=True):
         assert a.tobytes() == b.tobytes(), "an input was written to"
     return guarded[0].numpy() if single else tuple(g.numpy() for g in guarded)
+
+
+@contextlib.contextmanager
+def raises(words, kind=ValueError):
+    """pytest.raises, with all of the words in the message."""
+    with pytest.raises(kind) as error:
+        yield
+    for word in words:
+        assert word in str(error.value), str(error.value)
+
+
+def kernel_library(source, folder):
+    """One file of csrc/kernels as a library, lowered to the baseline instruction set: so it runs on any x86-64."""
+    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    if compiler is None:
+        pytest.skip("no C compiler")
+    if platform.machine() != "x86_64" and "scalar" not in source:
+        pytest.skip("the source is empty on this architecture")
+    csrc, library = Path(__file__).parents[1] / "csrc", folder / f"{source}.so"
+    flags = ["-std=c11", "-O1", "-ffp-contract=fast", "-Wno-psabi", "-shared", "-fPIC", f"-I{csrc}"]
+    subprocess.run([compiler, *flags, str(csrc / "kernels" / source), "-o", str(library)], check=True)
+    return ctypes.CDLL(str(library))
 
 
 def available_isas():

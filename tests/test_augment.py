@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from vggnet import _C
 
-from helpers import call, survives_failed_allocations
+from helpers import call, raises, survives_failed_allocations
 from reference import augment, unfold
 from tolerance import EPS32, assert_exact, assert_within
 
@@ -81,10 +81,8 @@ def test_threads_give_equal_bits(rng, threads):
 def test_augment_errors(images, crops, size, mean, shift, words):
     images = [np.zeros(shape, np.uint8) for shape in images]
     shift = None if shift is None else np.zeros(shift, np.float32)
-    with pytest.raises(ValueError) as error:
+    with raises(words):
         _C.augment(images, np.array(crops), size, mean, shift=shift)
-    for word in words:
-        assert word in str(error.value), str(error.value)
 
 
 def test_float_images_are_refused():

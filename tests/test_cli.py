@@ -14,8 +14,7 @@ import pytest
 import vggnet as vgg
 from PIL import Image
 
-# Processes run the package that the tests run, not whatever the working directory holds.
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(vgg.__file__).resolve().parents[1]), "PYTHONSAFEPATH": "1"}
+from helpers import ENVIRONMENT
 
 COMMANDS = ("quickstart", "train", "evaluate", "predict", "bench", "info")
 NET = ("--config", "A", "--input-size", "32", "--fc-width", "16", "--init", "xavier", "--batch", "8")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vggnet import _C
 
 import tolerance
-from helpers import call, survives_failed_allocations
+from helpers import call, raises, survives_failed_allocations
 from reference import conv2d as reference
 from reference import max_pool2d, net
 
@@ -434,10 +434,8 @@ def zeros(*shape):
     ],
 )
 def test_forward_errors(arguments, options, words):
-    with pytest.raises(ValueError) as error:
+    with raises(words):
         _C.conv2d(*arguments, **options)
-    for word in words:
-        assert word in str(error.value), str(error.value)
 
 
 def test_backward_errors():
@@ -469,10 +467,8 @@ def test_backward_errors():
         ),
         (lambda: _C.conv2d_backward_weight(dy, x, 3, accumulate=True), ["accumulate", "out"]),
     ]:
-        with pytest.raises(ValueError) as error:
+        with raises(words):
             function()
-        for word in words:
-            assert word in str(error.value), str(error.value)
 
 
 def test_wrong_types():

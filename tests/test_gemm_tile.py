@@ -7,16 +7,12 @@ its epilogue are tested everywhere; only the instructions are not.
 
 import ctypes
 import itertools
-import platform
-import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-CSRC = Path(__file__).parents[1] / "csrc"
-COMPILER = next((found for found in map(shutil.which, ("cc", "gcc", "clang")) if found), None)
+from helpers import kernel_library
+
 KERNELS = {  # source: entry, MR, NR
     "gemm_scalar.c": ("vgg_sgemm_4x8__scalar", 4, 8),
     "gemm_avx2.c": ("vgg_sgemm_6x16__avx2", 6, 16),
@@ -54,15 +50,8 @@ def pointer(array):
 
 @pytest.fixture(scope="module", params=KERNELS)
 def kernel(request, tmp_path_factory):
-    if COMPILER is None:
-        pytest.skip("no C compiler")
-    if platform.machine() != "x86_64" and request.param != "gemm_scalar.c":
-        pytest.skip("the source is empty on this architecture")
     entry, mr, nr = KERNELS[request.param]
-    library = tmp_path_factory.mktemp("gemm") / f"{entry}.so"
-    flags = ["-std=c11", "-O1", "-ffp-contract=fast", "-Wno-psabi", "-shared", "-fPIC", f"-I{CSRC}"]
-    subprocess.run([COMPILER, *flags, str(CSRC / "kernels" / request.param), "-o", str(library)], check=True)
-    function = getattr(ctypes.CDLL(str(library)), entry)
+    function = getattr(kernel_library(request.param, tmp_path_factory.mktemp("gemm")), entry)
     function.argtypes, function.restype = [ctypes.POINTER(Tile)], None
     return function, mr, nr
 

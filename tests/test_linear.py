@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from vggnet import _C
 
 import tolerance
-from helpers import call, survives_failed_allocations
+from helpers import call, raises, survives_failed_allocations
 from reference import linear as reference
 
 # rows, in, out: every remainder of the tiles (6x16, 14x32 and scalar's) forward (rows x out), backward to the
@@ -182,10 +182,8 @@ def zeros(*shape):
     ],
 )
 def test_errors(function, words):
-    with pytest.raises(ValueError) as error:
+    with raises(words):
         function()
-    for word in words:
-        assert word in str(error.value), str(error.value)
 
 
 def test_failed_allocations(rng):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vggnet import _C
 
-from helpers import call, survives_failed_allocations
+from helpers import call, raises, survives_failed_allocations
 from reference import lrn as reference
 from tolerance import assert_within, lrn_backward_bound, lrn_bound
 
@@ -93,10 +93,8 @@ def test_threads_give_equal_bits(rng, threads):
 def test_errors(options, words):
     x = np.zeros((2, 8), np.float32)
     for function in (lambda: _C.lrn(x, **options), lambda: _C.lrn_backward(x, x, **options)):
-        with pytest.raises(ValueError) as error:
+        with raises(words):
             function()
-        for word in words:
-            assert word in str(error.value), str(error.value)
     with pytest.raises(ValueError, match=r"dy.*\(2, 7\)"):
         _C.lrn_backward(np.zeros((2, 7), np.float32), x)
 

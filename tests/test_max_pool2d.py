@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vggnet import _C
 
-from helpers import Guarded, call, survives_failed_allocations
+from helpers import Guarded, call, raises, survives_failed_allocations
 from reference import max_pool2d as reference
 from tolerance import assert_exact
 
@@ -147,10 +147,8 @@ def zeros(*shape):
     ],
 )
 def test_errors(function, words):
-    with pytest.raises((ValueError, TypeError)) as error:
+    with raises(words, (ValueError, TypeError)):
         function()
-    for word in words:
-        assert word in str(error.value), str(error.value)
 
 
 def test_failed_allocations(rng):

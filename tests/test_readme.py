@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -12,8 +11,7 @@ from pathlib import Path
 import pytest
 import vggnet as vgg
 
-# Processes run the package that the tests run, not whatever the working directory holds.
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(vgg.__file__).resolve().parents[1]), "PYTHONSAFEPATH": "1"}
+from helpers import ENVIRONMENT
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

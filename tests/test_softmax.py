@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from vggnet import _C
 
-from helpers import Guarded, call, survives_failed_allocations
+from helpers import Guarded, call, raises, survives_failed_allocations
 from reference import softmax as reference
 from tolerance import EPS32, assert_within, cross_entropy_bound, softmax_bound
 
@@ -146,10 +146,8 @@ def test_empty_batch():
     ],
 )
 def test_errors(arguments, options, words):
-    with pytest.raises((ValueError, TypeError)) as error:
+    with raises(words, (ValueError, TypeError)):
         _C.cross_entropy(*arguments, **options)
-    for word in words:
-        assert word in str(error.value), str(error.value)
 
 
 def test_failed_allocations(rng):

@@ -3,19 +3,14 @@ here where the CPU has none. Input, weights and output transform of a whole map,
 convolution."""
 
 import ctypes
-import platform
-import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tolerance
+from helpers import kernel_library
 from reference import conv2d as reference
 
-CSRC = Path(__file__).parents[1] / "csrc"
-COMPILER = next((found for found in map(shutil.which, ("cc", "gcc", "clang")) if found), None)
 KERNELS = {"scalar": 4, "avx2": 8, "avx512": 16}
 FLOATS, BYTES = ctypes.POINTER(ctypes.c_float), ctypes.POINTER(ctypes.c_uint8)
 GUARD = np.float32(-12345.0)
@@ -57,15 +52,7 @@ def pointer(array, kind=FLOATS):
 
 @pytest.fixture(scope="module", params=KERNELS)
 def kernels(request, tmp_path_factory):
-    if COMPILER is None:
-        pytest.skip("no C compiler")
-    if platform.machine() != "x86_64" and request.param != "scalar":
-        pytest.skip("the source is empty on this architecture")
-    library = tmp_path_factory.mktemp("winograd") / f"{request.param}.so"
-    flags = ["-std=c11", "-O1", "-ffp-contract=fast", "-Wno-psabi", "-shared", "-fPIC", f"-I{CSRC}"]
-    source = CSRC / "kernels" / f"winograd4_{request.param}.c"
-    subprocess.run([COMPILER, *flags, str(source), "-o", str(library)], check=True)
-    loaded = ctypes.CDLL(str(library))
+    loaded = kernel_library(f"winograd4_{request.param}.c", tmp_path_factory.mktemp("winograd"))
     found = [getattr(loaded, f"vgg_winograd4_{n}__{request.param}") for n in ("input", "weights", "output")]
     for function in found:
         function.restype = None
