@@ -68,12 +68,12 @@ def write_tensors(
         except SafetensorError as error:
             raise OSError(f"cannot write {path}: {error}") from error
 
-    _replace(path, write)
+    replace_file(path, write)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file atomically, as `write_tensors` does."""
-    _replace(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str]]:
@@ -159,8 +159,9 @@ def _verify(path: object, arrays: Iterable[tuple[str, Array]], metadata: Mapping
         )
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a temporary file beside `path`, put it on the disk, rename it to `path`."""
+def replace_file(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
+    """Let `write` make a temporary file beside `path`, put it on the disk, rename it to `path`: whole or not there."""
+    path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path.name}: no such directory: {path.parent}")
     # A directory, since safetensors makes a temporary file of its own beside the one it is asked for.

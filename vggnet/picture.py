@@ -7,12 +7,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
+
+from .checkpoint import replace_file
 
 if TYPE_CHECKING:
     from .history import Row
@@ -56,13 +57,10 @@ class _Canvas:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Written beside the target and renamed, so that no half picture is ever there."""
         small = self.image.resize(
             (self.image.width // _SCALE, self.image.height // _SCALE), Image.Resampling.LANCZOS
         )
-        temporary = Path(path).with_name(Path(path).name + ".tmp")
-        small.save(temporary, format="PNG", optimize=True)
-        os.replace(temporary, path)
+        replace_file(path, lambda temporary: small.save(temporary, format="PNG", optimize=True))
 
 
 @dataclass(frozen=True)

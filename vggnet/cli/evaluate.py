@@ -183,13 +183,15 @@ def _labels(paths: list[str], models: list[vgg.VGG]) -> list[str]:
 
 
 def _write_posteriors(path: str, names: list[str], reports: list[Report]) -> None:
-    """Labels and posteriors of every row; the file is whole or not there."""
-    import os
-
+    """Labels and posteriors of every row."""
     import numpy as np
 
+    from ..checkpoint import replace_file
+
     arrays: dict[str, Any] = {name: report.posteriors for name, report in zip(names, reports, strict=True)}
-    temporary = f"{path}.tmp"
-    with open(temporary, "wb") as file:
-        np.savez(file, labels=reports[0].labels, **arrays)
-    os.replace(temporary, path)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # of whatever name: savez would add .npz to a path
+            np.savez(file, labels=reports[0].labels, **arrays)
+
+    replace_file(path, write)

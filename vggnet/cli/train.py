@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import vggnet as vgg
 
+from ..configs import CONFIGS
 from ..progress import Progress
 from .common import (
     Interrupted,
@@ -98,9 +99,7 @@ def add_parser(commands: Any) -> None:
     )
 
     net = parser.add_argument_group("net")
-    net.add_argument(
-        "--config", choices=("A", "A-LRN", "B", "C", "D", "E"), help="column of the paper's table 1"
-    )
+    net.add_argument("--config", choices=tuple(CONFIGS), help="column of the paper's table 1")
     net.add_argument("--input-size", type=positive, metavar="N", help="a multiple of 32")
     net.add_argument("--in-channels", type=int, choices=(1, 3), help="1 gray, 3 RGB")
     net.add_argument("--fc-width", type=positive, metavar="N", help="of fc6 and fc7; fewer suit small data")
