@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import vggnet as vgg
 from PIL import Image
+from vggnet.cli import evaluate as evaluate_command
+from vggnet.preprocess import FILTERS
 
 from helpers import ENVIRONMENT
 
@@ -68,6 +70,11 @@ def test_help_has_examples_and_common_options(command):
     text = fine(command, "--help")
     for part in (f"vggnet {command}", "examples:", "--device", "--threads", "--seed", "--json"):
         assert part in text
+
+
+def test_choices_are_those_of_the_package():
+    assert evaluate_command.KINDS == vgg.evaluate.KINDS
+    assert evaluate_command.FILTERS == FILTERS
 
 
 def test_version_tells_the_build():

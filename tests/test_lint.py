@@ -1,5 +1,6 @@
 """Style, types and stubs, by the tools that the extra `test` pins. The rules that no tool knows are in test_lint_c.py."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,3 +31,11 @@ def test_lint(command: list[str]) -> None:
     tool = Path(sys.executable).with_name(command[0])  # of this environment, whatever PATH says
     done = subprocess.run([tool, *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "path", ["Makefile", *(p.relative_to(ROOT).as_posix() for p in (ROOT / "tools").glob("*.sh"))]
+)
+def test_scripts_name_files_that_exist(path: str) -> None:
+    for name in re.findall(r"\b(?:tests|tools)/\w+\.\w+", (ROOT / path).read_text(encoding="utf-8")):
+        assert (ROOT / name).is_file(), name

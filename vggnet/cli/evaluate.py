@@ -24,7 +24,9 @@ from .common import (
 if TYPE_CHECKING:
     from ..evaluate import Protocol, Report
 
+# Those of vggnet.evaluate and vggnet.preprocess: loading these would keep every --help waiting.
 KINDS = ("center", "ten-crop", "multi-crop", "dense", "combined")
+FILTERS = ("bilinear", "bicubic", "lanczos", "box")
 
 EXAMPLES = """\
   vggnet evaluate model.safetensors --data sample --protocol center,dense,multi-crop,combined
@@ -104,7 +106,7 @@ def protocol_options(parser: argparse.ArgumentParser, default: str, *, several: 
     )
     parser.add_argument(
         "--filter",
-        choices=("bilinear", "bicubic", "lanczos", "box"),
+        choices=FILTERS,
         default="bicubic",
         help="of rescaling (default: bicubic)",
     )
