@@ -109,6 +109,7 @@ struct vgg_gemm_tile {
     size_t c_row;
     const float *bias; /* nr values, or NULL */
     bool beta, relu;
+    const float *next; /* what is read soon after this call and lies far away, or NULL: 2 lines are fetched for 16 of k */
 };
 
 /* The kernels of Winograd's F(4x4, 3x3), of one image's maps. The mathematics is in kernels/winograd4_tile.h. A run of `tiles`

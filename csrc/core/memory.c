@@ -1,7 +1,11 @@
 /* core/memory.c: the one place that takes memory from the system. */
+#define _DEFAULT_SOURCE /* madvise */
 #include "../vgg_internal.h"
 
 #include <stdlib.h>
+#include <sys/mman.h>
+
+enum { HUGE_PAGE = 2 << 20 };
 
 static atomic_size_t current_bytes, peak_bytes, allocations;
 static atomic_size_t fail_countdown; /* 0: off */
@@ -20,9 +24,14 @@ void *vgg_allocate(size_t bytes)
     if (bytes > PTRDIFF_MAX - 64 || told_to_fail())
         return NULL;
     /* aligned_alloc wants a multiple of the alignment; 0 bytes still get an address of their own. */
-    void *data = aligned_alloc(64, vgg_align64(vgg_max_size(bytes, 1)));
+    bool large = bytes >= 2 * HUGE_PAGE;
+    void *data = aligned_alloc(large ? HUGE_PAGE : 64, vgg_align64(vgg_max_size(bytes, 1)));
     if (data == NULL)
         return NULL;
+#ifdef MADV_HUGEPAGE
+    if (large) /* Winograd's 36 streams, 4 KiB pages each, would miss the TLB; where it is refused, nothing is lost */
+        (void)madvise(data, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+#endif
     size_t now = atomic_fetch_add(&current_bytes, bytes) + bytes;
     size_t peak = atomic_load(&peak_bytes);
     while (peak < now && !atomic_compare_exchange_weak(&peak_bytes, &peak, now))

@@ -248,8 +248,7 @@ static void multiply(const struct plan *p, float *m, const float *v, const float
     for (size_t call = 0; call < calls; call++) {
         t.mr = tiles / calls + (call < longer);
         if (next != NULL)
-            for (size_t line = lines * call / calls; line < lines * (call + 1) / calls; line++)
-                __builtin_prefetch(next + line * LINE);
+            t.next = next + lines * call / calls * LINE;
         gemm->run.gemm(&t);
         t.a += t.mr * t.a_row;
         t.c += t.mr * t.c_row;
