@@ -98,6 +98,7 @@ struct vgg_conv2d {
     bool relu;          /* forward only */
     enum vgg_pool pool; /* forward: fused max pooling; backward: not VGG_POOL_NONE when index is given */
     enum vgg_algorithm algorithm;
+    bool transformed; /* forward: w points to what conv2d_transform made of it for the same algorithm, c and k */
 };
 
 /* Fill *s from the arrays and check them; b, y and index or NULL. backward_input takes the height and width of the
@@ -270,6 +271,11 @@ struct vgg_backend {
 
     enum vgg_status (*conv2d_workspace)(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s,
                                         enum vgg_direction direction);
+    /* Weights in the form that the forward pass of s takes (whatever its n, h and w, as long as the algorithm is the same), so
+     * that inference transforms them once. 0 bytes: it takes w as it is, and conv2d_transform must not be called. */
+    enum vgg_status (*conv2d_transformed_bytes)(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s);
+    enum vgg_status (*conv2d_transform)(struct vgg_context *ctx, float *transformed, const float *w,
+                                        const struct vgg_conv2d *s);
     enum vgg_status (*conv2d)(struct vgg_context *ctx, float *y, uint8_t *index /* or NULL */, const float *x, const float *w,
                               const float *b /* or NULL */, const struct vgg_conv2d *s);
     enum vgg_status (*conv2d_backward_input)(struct vgg_context *ctx, float *dx, const float *dy, const float *w,

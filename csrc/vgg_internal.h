@@ -112,16 +112,17 @@ struct vgg_gemm_tile {
     const float *next; /* what is read soon after this call and lies far away, or NULL: 2 lines are fetched for 16 of k */
 };
 
-/* The kernels of Winograd's F(4x4, 3x3), of one image's maps. The mathematics is in kernels/winograd4_tile.h. A run of `tiles`
- * tiles lies in tile row `row` from tile column `column` on; tile (i, j) has the outputs from pixel (4 i, 4 j) and reads
- * 6 x 6 pixels from (4 i - 1, 4 j - 1), zeros beyond the map's edges. Element e = 6 i + j of a transformed tile is 0..35. */
+/* The kernels of Winograd's F(OUT x OUT, 3x3), OUT 2, 4 or 6, of one image's maps. The mathematics is in
+ * kernels/winograd_tile.h. A run of `tiles` tiles lies in tile row `row` from tile column `column` on; tile (i, j) has the
+ * outputs from pixel (OUT i, OUT j) and reads IN x IN pixels, IN = OUT + 2, from (OUT i - 1, OUT j - 1), zeros beyond the map's
+ * edges. Element e = IN i + j of a transformed tile is 0..IN^2 - 1. */
 
 /* v[e * v_element + ch / width * v_panel + tile * v_tile + ch % width] = (B^T x B)[e] of the run's tiles, for every channel
  * ch < c, and zeros up to the next multiple of the kernel's nr. width is a multiple of that, or at least c: then there is one
  * panel.
  * With y, x counts where y > 0 and is 0 elsewhere; with index, x, y and index are pooled maps of oh by ow, and x is put where
  * index says. */
-struct vgg_winograd4_input {
+struct vgg_winograd_input {
     const float *x;
     const float *y;       /* or NULL */
     const uint8_t *index; /* or NULL */
@@ -134,7 +135,7 @@ struct vgg_winograd4_input {
 
 /* u[e * u_element + j] = (G t G^T)[e], where t[r][s] = taps[(3 r + s) * tap + j], for j < count, a multiple of the
  * kernel's nr. */
-struct vgg_winograd4_weights {
+struct vgg_winograd_weights {
     const float *taps;
     size_t tap, count;
     float *u;
@@ -144,7 +145,7 @@ struct vgg_winograd4_weights {
 /* The tiles of the run, A^T m A + bias, of element e = m[e * m_element + tile * m_tile + ch], go to the map y[h][w][k] (or,
  * pooled, y[oh][ow][k] and index) for ch < channels; y, index, bias and m begin at the first of these channels. m is read up
  * to the next multiple of the kernel's nr. */
-struct vgg_winograd4_output {
+struct vgg_winograd_output {
     const float *m;
     size_t m_element, m_tile;
     const float *bias; /* or NULL */
@@ -164,7 +165,7 @@ struct vgg_winograd4_output {
  *   dw[row * dw_row + tap * dw_tap + j] = (A^T m A)[tap]     (beta: added)     row < rows, j < columns, tap = 0..8
  *
  * m is read up to the next multiple of the kernel's nr columns. */
-struct vgg_winograd4_sums {
+struct vgg_winograd_sums {
     const float *m;
     size_t m_element, m_row;
     float *dw;
@@ -173,37 +174,44 @@ struct vgg_winograd4_sums {
     bool beta;
 };
 
-/* What kernels do, one slot each: the slot, and the kernel's member in struct vgg_kernel. */
-enum vgg_slot {
-    VGG_SLOT_GEMM,
-    VGG_SLOT_WINOGRAD4_INPUT,
-    VGG_SLOT_WINOGRAD4_WEIGHTS,
-    VGG_SLOT_WINOGRAD4_OUTPUT,
-    VGG_SLOT_WINOGRAD4_GRADIENT,
-    VGG_SLOT_WINOGRAD4_SUMS,
-    VGG_SLOT_COUNT,
-};
+/* What kernels do: SLOT(enumerator, name). */
+#define VGG_EACH_SLOT(SLOT) \
+    SLOT(GEMM, gemm) \
+    SLOT(WINOGRAD2_INPUT, winograd2_input) \
+    SLOT(WINOGRAD2_WEIGHTS, winograd2_weights) \
+    SLOT(WINOGRAD2_OUTPUT, winograd2_output) \
+    SLOT(WINOGRAD4_INPUT, winograd4_input) \
+    SLOT(WINOGRAD4_WEIGHTS, winograd4_weights) \
+    SLOT(WINOGRAD4_OUTPUT, winograd4_output) \
+    SLOT(WINOGRAD4_GRADIENT, winograd4_gradient) \
+    SLOT(WINOGRAD4_SUMS, winograd4_sums) \
+    SLOT(WINOGRAD6_INPUT, winograd6_input) \
+    SLOT(WINOGRAD6_WEIGHTS, winograd6_weights) \
+    SLOT(WINOGRAD6_OUTPUT, winograd6_output)
+
+#define VGG_SLOT_ENUMERATOR(enumerator, name) VGG_SLOT_##enumerator,
+enum vgg_slot { VGG_EACH_SLOT(VGG_SLOT_ENUMERATOR) VGG_SLOT_COUNT };
+
 typedef void vgg_gemm_run(const struct vgg_gemm_tile *);
-typedef void vgg_winograd4_input_run(const struct vgg_winograd4_input *);
-typedef void vgg_winograd4_weights_run(const struct vgg_winograd4_weights *);
-typedef void vgg_winograd4_output_run(const struct vgg_winograd4_output *);
-typedef void vgg_winograd4_gradient_run(const struct vgg_winograd4_input *);
-typedef void vgg_winograd4_sums_run(const struct vgg_winograd4_sums *);
+typedef void vgg_winograd_input_run(const struct vgg_winograd_input *);
+typedef void vgg_winograd_weights_run(const struct vgg_winograd_weights *);
+typedef void vgg_winograd_output_run(const struct vgg_winograd_output *);
+typedef void vgg_winograd_gradient_run(const struct vgg_winograd_input *);
+typedef void vgg_winograd_sums_run(const struct vgg_winograd_sums *);
 
 /* A row of kernels.def: the kernel, its ISA and its tile. */
 struct vgg_kernel {
     const char *name; /* "vgg_sgemm_6x16__avx2" */
-    const char *slot_name;
     enum vgg_slot slot;
     enum vgg_isa isa;
     size_t mr, nr; /* of the other kernels than gemm: the pixels and the channels that are worked on at once */
     union {
         vgg_gemm_run *gemm;
-        vgg_winograd4_input_run *winograd4_input;
-        vgg_winograd4_weights_run *winograd4_weights;
-        vgg_winograd4_output_run *winograd4_output;
-        vgg_winograd4_gradient_run *winograd4_gradient;
-        vgg_winograd4_sums_run *winograd4_sums;
+        vgg_winograd_input_run *winograd_input;
+        vgg_winograd_weights_run *winograd_weights;
+        vgg_winograd_output_run *winograd_output;
+        vgg_winograd_gradient_run *winograd_gradient;
+        vgg_winograd_sums_run *winograd_sums;
     } run;
 };
 
@@ -216,6 +224,7 @@ static inline const struct vgg_kernel *vgg_gemm(void)
 enum vgg_isa vgg_isa_selected(void);
 /* Caps the choice. "" or NULL: the best. VGG_INVALID_ARGUMENT for an unknown name, VGG_UNSUPPORTED for one the CPU lacks. */
 enum vgg_status vgg_kernels_init(const char *isa, struct vgg_error *error);
+const char *vgg_slot_name(enum vgg_slot slot);
 /* The whole table, for build_info and the tests; *count rows. Operations count their use of a kernel in `uses`. */
 const struct vgg_kernel *vgg_kernels(size_t *count);
 size_t vgg_kernel_uses(const struct vgg_kernel *kernel);

@@ -84,9 +84,16 @@ def conv2d(
     relu: bool = False,
     pool: _Pool = False,
     algorithm: _Algorithm = "auto",
+    transformed: Tensor | None = None,
     out: Any = None,
     workspace: Tensor | None = None,
 ) -> Any: ...
+def conv2d_transform_weights(
+    w: _ArrayLike, x_shape: _Shape, *, algorithm: _Algorithm = "auto", out: Tensor | None = None
+) -> Tensor: ...
+def conv2d_transformed_bytes(
+    x_shape: _Shape, w_shape: _Shape, *, algorithm: _Algorithm = "auto", device: str = "cpu"
+) -> int: ...
 def conv2d_backward_input(
     dy: _ArrayLike,
     w: _ArrayLike,
@@ -120,6 +127,7 @@ def conv2d_workspace(
     *,
     pool: _Pool = False,
     algorithm: _Algorithm = "auto",
+    transformed: bool = False,
     device: str = "cpu",
 ) -> int: ...
 def max_pool2d(

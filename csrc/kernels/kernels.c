@@ -3,8 +3,12 @@
 
 #include <string.h>
 
+static const char *const slot_names[] = {
+#define SLOT_NAME(enumerator, name) #name,
+    VGG_EACH_SLOT(SLOT_NAME)};
+
 static const struct vgg_kernel table[] = {
-#define KERNEL(slot, member, function, isa, mr, nr) {#function, #member, VGG_SLOT_##slot, isa, mr, nr, {.member = function}},
+#define KERNEL(slot, member, function, isa, mr, nr) {#function, VGG_SLOT_##slot, isa, mr, nr, {.member = function}},
 #define PEAK(function, isa, vl)
 #include "kernels.def"
 #undef KERNEL
@@ -47,6 +51,11 @@ const struct vgg_kernel *vgg_kernels(size_t *count)
 {
     *count = TABLE_ROWS;
     return table;
+}
+
+const char *vgg_slot_name(enum vgg_slot slot)
+{
+    return slot_names[slot];
 }
 
 size_t vgg_kernel_uses(const struct vgg_kernel *kernel)

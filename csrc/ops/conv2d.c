@@ -235,14 +235,14 @@ static enum vgg_status take_algorithm(enum vgg_algorithm *algorithm, const struc
                                       enum vgg_direction direction)
 {
     *algorithm = vgg_conv2d_algorithm(s, direction);
-    if (*algorithm == VGG_WINOGRAD4 && s->kernel_size != 3)
-        return vgg_fail(ctx->error, VGG_UNSUPPORTED, "conv2d: algorithm 'winograd4' needs 3x3 kernels; w has %zux%zu",
-                        s->kernel_size, s->kernel_size);
-    if (*algorithm == VGG_DIRECT || *algorithm == VGG_WINOGRAD4)
-        return VGG_OK;
-    return vgg_fail(ctx->error, VGG_UNSUPPORTED,
-                    "conv2d: algorithm '%s' is not in this version; expected 'auto', 'direct' or 'winograd4'",
-                    algorithm_names[*algorithm]);
+    if (*algorithm != VGG_DIRECT && s->kernel_size != 3)
+        return vgg_fail(ctx->error, VGG_UNSUPPORTED, "conv2d: algorithm '%s' needs 3x3 kernels; w has %zux%zu",
+                        algorithm_names[*algorithm], s->kernel_size, s->kernel_size);
+    if (direction == VGG_BACKWARD_WEIGHT && *algorithm != VGG_DIRECT && *algorithm != VGG_WINOGRAD4)
+        return vgg_fail(ctx->error, VGG_UNSUPPORTED,
+                        "conv2d_backward_weight: got algorithm '%s'; expected 'auto', 'direct' or 'winograd4'",
+                        algorithm_names[*algorithm]);
+    return VGG_OK;
 }
 
 enum vgg_status vgg_cpu_conv2d_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s,
@@ -255,6 +255,24 @@ enum vgg_status vgg_cpu_conv2d_workspace(struct vgg_context *ctx, size_t *bytes,
         return (direct ? vgg_conv2d_weight_workspace : vgg_conv2d_winograd_weight_workspace)(ctx, bytes, s);
     return (direct ? vgg_conv2d_direct_workspace : vgg_conv2d_winograd_workspace)(ctx, bytes, s,
                                                                                   direction == VGG_BACKWARD_INPUT);
+}
+
+enum vgg_status vgg_cpu_conv2d_transformed_bytes(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s)
+{
+    enum vgg_algorithm algorithm;
+    VGG_TRY(take_algorithm(&algorithm, ctx, s, VGG_FORWARD));
+    *bytes = 0;
+    return algorithm == VGG_DIRECT ? VGG_OK : vgg_conv2d_winograd_transformed_bytes(ctx, bytes, s);
+}
+
+enum vgg_status vgg_cpu_conv2d_transform(struct vgg_context *ctx, float *transformed, const float *w,
+                                         const struct vgg_conv2d *s)
+{
+    enum vgg_algorithm algorithm;
+    VGG_TRY(take_algorithm(&algorithm, ctx, s, VGG_FORWARD));
+    if (algorithm == VGG_DIRECT)
+        return vgg_fail(ctx->error, VGG_UNSUPPORTED, "conv2d_transform_weights: algorithm 'direct' takes weights as they are");
+    return vgg_conv2d_winograd_transform(ctx, transformed, w, s);
 }
 
 enum vgg_status vgg_cpu_conv2d(struct vgg_context *ctx, float *y, uint8_t *index, const float *x, const float *w,

@@ -25,7 +25,9 @@ enum vgg_status vgg_conv2d_direct(struct vgg_context *ctx, float *y, uint8_t *in
                                   const struct vgg_conv2d_gradient *g, const float *w, const float *b,
                                   const struct vgg_conv2d *s);
 
-/* conv2d_winograd.c: the same, for 3x3 kernels. */
+/* conv2d_winograd.c: the same, for 3x3 kernels; and the weights of the forward pass, transformed beforehand. */
+enum vgg_status vgg_conv2d_winograd_transformed_bytes(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s);
+enum vgg_status vgg_conv2d_winograd_transform(struct vgg_context *ctx, float *u, const float *w, const struct vgg_conv2d *s);
 enum vgg_status vgg_conv2d_winograd_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s,
                                               bool backward);
 enum vgg_status vgg_conv2d_winograd(struct vgg_context *ctx, float *y, uint8_t *index, const float *x,

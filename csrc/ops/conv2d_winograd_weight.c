@@ -5,7 +5,7 @@
  *
  *   dw = A' [ sum over tiles of (G g G') * (B' x B) ] A
  *
- * with G and A' of kernels/winograd4_weight_tile.h. The sum over tiles is a matrix product for each of the 36 elements, of
+ * with G and A' of kernels/winograd_weight_tile.h. The sum over tiles is a matrix product for each of the 36 elements, of
  * K x C and as long as there are tiles. The batch is taken in chunks of rows of tiles, whose panels fit the caches:
  *
  *   1. transform  (parallel over rows of tiles) g, masked and un-pooled, to panels [element][k / width][tile][width], where
@@ -140,7 +140,7 @@ static void transform_task(void *argument, size_t task, int thread)
     if (column >= p->tiles)
         return;
     size_t n = (call->row + row) / p->rows_an_image;
-    struct vgg_winograd4_input run = {.h = p->h,
+    struct vgg_winograd_input run = {.h = p->h,
                                       .w = p->w,
                                       .row = (call->row + row) % p->rows_an_image,
                                       .column = column,
@@ -158,7 +158,7 @@ static void transform_task(void *argument, size_t task, int thread)
         run.v_element = p->g_element;
         run.v_panel = p->g_panel;
         run.v_tile = run.width = p->g_width;
-        p->gradient->run.winograd4_gradient(&run);
+        p->gradient->run.winograd_gradient(&run);
     } else {
         run.x = call->x + n * p->h * p->w * p->c;
         run.oh = p->h;
@@ -168,7 +168,7 @@ static void transform_task(void *argument, size_t task, int thread)
         run.v_element = p->x_element;
         run.v_panel = p->x_panel;
         run.v_tile = run.width = p->gemm->nr;
-        p->input->run.winograd4_input(&run);
+        p->input->run.winograd_input(&run);
     }
 }
 
@@ -221,7 +221,7 @@ static void finish(const struct call *call, const struct block *block)
     size_t mr = p->gemm->mr, nr = p->gemm->nr;
     for (size_t c = block->c; c < block->c_end; c++)
         for (size_t tile = block->k; tile < block->k_end; tile++) {
-            const struct vgg_winograd4_sums sums = {.m = sums_of(p, block, c, 0, tile),
+            const struct vgg_winograd_sums sums = {.m = sums_of(p, block, c, 0, tile),
                                                     .m_element = block->sums_tiles * mr * nr,
                                                     .m_row = nr,
                                                     .dw = call->dw + tile * mr * 9 * p->c + c * nr,
@@ -230,7 +230,7 @@ static void finish(const struct call *call, const struct block *block)
                                                     .rows = vgg_min_size(mr, p->k - tile * mr),
                                                     .columns = vgg_min_size(nr, p->c - c * nr),
                                                     .beta = call->beta != 0};
-            p->output->run.winograd4_sums(&sums);
+            p->output->run.winograd_sums(&sums);
         }
 }
 

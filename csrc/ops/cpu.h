@@ -46,6 +46,9 @@ void vgg_cpu_reset_peak(int device);
 /* ops/conv2d.c */
 enum vgg_status vgg_cpu_conv2d_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s,
                                          enum vgg_direction direction);
+enum vgg_status vgg_cpu_conv2d_transformed_bytes(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s);
+enum vgg_status vgg_cpu_conv2d_transform(struct vgg_context *ctx, float *transformed, const float *w,
+                                         const struct vgg_conv2d *s);
 enum vgg_status vgg_cpu_conv2d(struct vgg_context *ctx, float *y, uint8_t *index, const float *x, const float *w,
                                const float *b, const struct vgg_conv2d *s);
 enum vgg_status vgg_cpu_conv2d_backward_input(struct vgg_context *ctx, float *dx, const float *dy, const float *w,

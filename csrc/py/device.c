@@ -248,7 +248,7 @@ static PyObject *py_kernels(PyObject *module, PyObject *unused)
     for (size_t i = 0; list && i < count; i++) {
         const struct vgg_kernel *kernel = &table[i];
         PyObject *row =
-            Py_BuildValue("{s:s,s:s,s:s,s:n,s:n,s:O,s:O,s:n}", "name", kernel->name, "slot", kernel->slot_name, "isa",
+            Py_BuildValue("{s:s,s:s,s:s,s:n,s:n,s:O,s:O,s:n}", "name", kernel->name, "slot", vgg_slot_name(kernel->slot), "isa",
                           vgg_isa_name(kernel->isa), "mr", (Py_ssize_t)kernel->mr, "nr", (Py_ssize_t)kernel->nr, "available",
                           kernel->isa <= vgg_isa_best() ? Py_True : Py_False, "selected",
                           kernel == vgg_kernel(kernel->slot) ? Py_True : Py_False, "uses", (Py_ssize_t)vgg_kernel_uses(kernel));

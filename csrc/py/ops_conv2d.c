@@ -31,8 +31,29 @@ static bool parse_pool(PyObject *object, const char *op, enum vgg_pool *pool)
     return choice >= 0;
 }
 
+static bool check_transformed(struct call *c, const struct vgg_conv2d *s, const struct vgg_array *transformed)
+{
+    size_t bytes = 0;
+    if (transformed == NULL)
+        return true;
+    if (!call_check(c, c->device.backend->conv2d_transformed_bytes(&c->context, &bytes, s)))
+        return false;
+    if (bytes != 0 && transformed->ndim == 1 && transformed->shape[0] == bytes / sizeof(float))
+        return true;
+    char text[80];
+    const char *algorithm = algorithms[vgg_conv2d_algorithm(s, VGG_FORWARD)];
+    if (bytes == 0)
+        PyErr_Format(PyExc_ValueError, "conv2d: transformed is given; expected None because algorithm '%s' takes w as it is",
+                     algorithm);
+    else
+        PyErr_Format(PyExc_ValueError, "conv2d: transformed has shape %s; expected (%zu,) because algorithm is '%s'",
+                     vgg_shape_text(text, sizeof text, transformed->shape, transformed->ndim), bytes / sizeof(float), algorithm);
+    return false;
+}
+
 PyDoc_STRVAR(conv2d_doc,
-             "conv2d(x, w, b=None, *, relu=False, pool=False, algorithm='auto', out=None, workspace=None)\n--\n\n"
+             "conv2d(x, w, b=None, *, relu=False, pool=False, algorithm='auto', transformed=None, out=None, workspace=None)"
+             "\n--\n\n"
              "Convolution, stride 1, padded so that height and width are kept; with bias, ReLU and 2x2 max pooling.\n\n"
              "Parameters\n----------\n"
              "x : (N, H, W, C) float32\n"
@@ -44,6 +65,8 @@ PyDoc_STRVAR(conv2d_doc,
              "    Then pool, as max_pool2d; True is \"floor\".\n"
              "algorithm : {\"auto\", \"direct\", \"winograd2\", \"winograd4\", \"winograd6\"}\n"
              "    That one, or an error. \"auto\" is what conv2d_algorithm tells.\n"
+             "transformed : Tensor, optional\n"
+             "    What conv2d_transform_weights made of w: saves time where w is used again.\n"
              "out : Tensor, or (Tensor, Tensor) with pool, optional\n"
              "    Where to write; overlaps no input.\n"
              "workspace : uint8 Tensor, optional\n"
@@ -62,34 +85,75 @@ PyDoc_STRVAR(conv2d_doc,
 
 static PyObject *py_conv2d(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"x", "w", "b", "relu", "pool", "algorithm", "out", "workspace", NULL};
-    PyObject *x, *w, *b = Py_None, *pool = NULL, *algorithm = NULL, *out = Py_None, *workspace = Py_None, *outs[2];
+    static char *names[] = {"x", "w", "b", "relu", "pool", "algorithm", "transformed", "out", "workspace", NULL};
+    PyObject *x, *w, *b = Py_None, *pool = NULL, *algorithm = NULL, *transformed = Py_None, *out = Py_None,
+                     *workspace = Py_None, *outs[2];
     int relu = 0;
     struct vgg_conv2d s = {0};
     size_t bytes;
     struct call c;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O$pOOOO:conv2d", names, &x, &w, &b, &relu, &pool, &algorithm, &out,
-                                     &workspace) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O$pOOOOO:conv2d", names, &x, &w, &b, &relu, &pool, &algorithm,
+                                     &transformed, &out, &workspace) ||
         !parse_pool(pool, "conv2d", &s.pool) || !parse_algorithm(algorithm, "conv2d", &s.algorithm))
         return NULL;
     s.relu = relu;
+    s.transformed = transformed != Py_None;
     bool pooled = s.pool != VGG_POOL_NONE, ceil_mode = s.pool == VGG_POOL_CEIL;
     struct call_input in[] = {
         {.name = "x", .object = x, .dtype = VGG_FLOAT32},
         {.name = "w", .object = w, .dtype = VGG_FLOAT32},
         {.name = "b", .object = b, .dtype = VGG_FLOAT32, .optional = true},
+        {.name = "transformed", .object = transformed, .dtype = VGG_FLOAT32, .optional = true},
     };
-    if (call_begin(&c, module, "conv2d", in, 3) &&
-        call_check(&c, vgg_conv2d_check(&s, &in[0].array, &in[1].array, call_array(&in[2]), &c.error))) {
+    if (call_begin(&c, module, "conv2d", in, 4) &&
+        call_check(&c, vgg_conv2d_check(&s, &in[0].array, &in[1].array, call_array(&in[2]), &c.error)) &&
+        check_transformed(&c, &s, call_array(&in[3]))) {
         size_t shape[4] = {s.n, pooled ? vgg_pooled(s.h, ceil_mode) : s.h, pooled ? vgg_pooled(s.w, ceil_mode) : s.w, s.k};
         bool ready = pooled ? call_out_pair(&c, out, outs) && call_output(&c, outs[0], "out[0]", VGG_FLOAT32, 4, shape, -1) &&
                                   call_output(&c, outs[1], "out[1]", VGG_UINT8, 4, shape, -1)
                             : call_output(&c, out, "out", VGG_FLOAT32, 4, shape, -1);
         if (ready && call_check(&c, c.device.backend->conv2d_workspace(&c.context, &bytes, &s, VGG_FORWARD)) &&
             call_workspace(&c, workspace, bytes))
-            CALL_RUN(&c, conv2d, c.outputs[0]->data, pooled ? c.outputs[1]->data : NULL, in[0].array.data, in[1].array.data,
-                     in[2].array.data, &s);
+            CALL_RUN(&c, conv2d, c.outputs[0]->data, pooled ? c.outputs[1]->data : NULL, in[0].array.data,
+                     in[s.transformed ? 3 : 1].array.data, in[2].array.data, &s);
     }
+    return call_end(&c);
+}
+
+PyDoc_STRVAR(conv2d_transform_weights_doc,
+             "conv2d_transform_weights(w, x_shape, *, algorithm='auto', out=None)\n--\n\n"
+             "Weights in the form that a Winograd algorithm multiplies with, for conv2d's transformed=.\n\n"
+             "Parameters\n----------\n"
+             "w : (K, 3, 3, C) float32\n"
+             "x_shape : (N, H, W, C)\n"
+             "    Of the images to come; others do too if the algorithm is the same for them.\n"
+             "algorithm : str\n"
+             "    As in conv2d.\n"
+             "out : Tensor, optional\n\n"
+             "Returns\n-------\n"
+             "Tensor\n"
+             "    float32, conv2d_transformed_bytes / 4 values in an order of the algorithm's own.\n\n"
+             "Raises\n------\n"
+             "NotImplementedError\n"
+             "    If the algorithm takes weights as they are.");
+
+static PyObject *py_conv2d_transform_weights(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"w", "x_shape", "algorithm", "out", NULL};
+    static const char op[] = "conv2d_transform_weights";
+    PyObject *w, *x_shape, *algorithm = NULL, *out = Py_None;
+    struct vgg_array x = {.dtype = VGG_FLOAT32, .ndim = 4};
+    struct vgg_conv2d s = {0};
+    size_t bytes = 0;
+    struct call c;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OO:conv2d_transform_weights", names, &w, &x_shape, &algorithm, &out) ||
+        !parse_algorithm(algorithm, op, &s.algorithm) || !vggpy_shape4(x_shape, op, "x_shape", x.shape))
+        return NULL;
+    struct call_input in[] = {{.name = "w", .object = w, .dtype = VGG_FLOAT32}};
+    if (call_begin(&c, module, op, in, 1) && call_check(&c, vgg_conv2d_check(&s, &x, &in[0].array, NULL, &c.error)) &&
+        call_check(&c, c.device.backend->conv2d_transformed_bytes(&c.context, &bytes, &s)) &&
+        call_output(&c, out, "out", VGG_FLOAT32, 1, (size_t[]){bytes / sizeof(float)}, -1))
+        CALL_RUN(&c, conv2d_transform, c.outputs[0]->data, in[0].array.data, &s);
     return call_end(&c);
 }
 
@@ -249,37 +313,75 @@ static PyObject *py_conv2d_algorithm(PyObject *module, PyObject *args, PyObject 
 }
 
 PyDoc_STRVAR(conv2d_workspace_doc,
-             "conv2d_workspace(x_shape, w_shape, direction='forward', *, pool=False, algorithm='auto', device='cpu')\n--\n\n"
+             "conv2d_workspace(x_shape, w_shape, direction='forward', *, pool=False, algorithm='auto', transformed=False, "
+             "device='cpu')\n--\n\n"
              "Bytes that workspace= needs for one call of conv2d or its gradients.\n\n"
              "Parameters\n----------\n"
              "x_shape, w_shape : (N, H, W, C) and (K, R, R, C)\n"
              "direction : {\"forward\", \"backward_input\", \"backward_weight\"}\n"
              "pool : bool or {\"floor\", \"ceil\"}\n"
              "    Backward: the rounding that index was made with.\n"
-             "algorithm, device : str\n\n"
+             "algorithm, device : str\n"
+             "transformed : bool\n"
+             "    Whether transformed= is given too.\n\n"
              "Returns\n-------\n"
              "int");
 
 static PyObject *py_conv2d_workspace(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"x_shape", "w_shape", "direction", "pool", "algorithm", "device", NULL};
+    static char *names[] = {"x_shape", "w_shape", "direction", "pool", "algorithm", "transformed", "device", NULL};
     static const char op[] = "conv2d_workspace";
+    int transformed = 0;
     struct vgg_state *state = vggpy_state(module);
     PyObject *x_shape, *w_shape, *direction_object = NULL, *pool = NULL, *algorithm = NULL;
     const char *device_name = "cpu";
     struct device device;
     enum vgg_direction direction;
     struct vgg_conv2d s = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O$OOs:conv2d_workspace", names, &x_shape, &w_shape, &direction_object,
-                                     &pool, &algorithm, &device_name) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O$OOps:conv2d_workspace", names, &x_shape, &w_shape, &direction_object,
+                                     &pool, &algorithm, &transformed, &device_name) ||
         !parse_direction(direction_object, op, &direction) || !parse_pool(pool, op, &s.pool) ||
+        !parse_algorithm(algorithm, op, &s.algorithm) || !vggpy_device_parse(state, device_name, &device) ||
+        !shape_from_sizes(&s, state, op, x_shape, w_shape))
+        return NULL;
+    s.transformed = transformed;
+    size_t bytes = 0;
+    struct vgg_error error = {.status = VGG_OK};
+    struct vgg_context context = vggpy_context(device, &error);
+    if (device.backend->conv2d_workspace(&context, &bytes, &s, direction) != VGG_OK) {
+        vggpy_raise(state, &error);
+        return NULL;
+    }
+    return PyLong_FromSize_t(bytes);
+}
+
+PyDoc_STRVAR(conv2d_transformed_bytes_doc,
+             "conv2d_transformed_bytes(x_shape, w_shape, *, algorithm='auto', device='cpu')\n--\n\n"
+             "Bytes that conv2d_transform_weights would take; 0 where the algorithm takes weights as they are.\n\n"
+             "Parameters\n----------\n"
+             "x_shape, w_shape : (N, H, W, C) and (K, R, R, C)\n"
+             "algorithm, device : str\n\n"
+             "Returns\n-------\n"
+             "int");
+
+static PyObject *py_conv2d_transformed_bytes(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"x_shape", "w_shape", "algorithm", "device", NULL};
+    static const char op[] = "conv2d_transformed_bytes";
+    struct vgg_state *state = vggpy_state(module);
+    PyObject *x_shape, *w_shape, *algorithm = NULL;
+    const char *device_name = "cpu";
+    struct device device;
+    struct vgg_conv2d s = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$Os:conv2d_transformed_bytes", names, &x_shape, &w_shape, &algorithm,
+                                     &device_name) ||
         !parse_algorithm(algorithm, op, &s.algorithm) || !vggpy_device_parse(state, device_name, &device) ||
         !shape_from_sizes(&s, state, op, x_shape, w_shape))
         return NULL;
     size_t bytes = 0;
     struct vgg_error error = {.status = VGG_OK};
     struct vgg_context context = vggpy_context(device, &error);
-    if (device.backend->conv2d_workspace(&context, &bytes, &s, direction) != VGG_OK) {
+    if (device.backend->conv2d_transformed_bytes(&context, &bytes, &s) != VGG_OK) {
         vggpy_raise(state, &error);
         return NULL;
     }
@@ -291,6 +393,8 @@ PyMethodDef vggpy_conv2d_functions[] = {
     {"conv2d_backward_input", VGGPY_KEYWORDS(py_conv2d_backward_input), conv2d_backward_input_doc},
     {"conv2d_backward_weight", VGGPY_KEYWORDS(py_conv2d_backward_weight), conv2d_backward_weight_doc},
     {"conv2d_algorithm", VGGPY_KEYWORDS(py_conv2d_algorithm), conv2d_algorithm_doc},
+    {"conv2d_transform_weights", VGGPY_KEYWORDS(py_conv2d_transform_weights), conv2d_transform_weights_doc},
+    {"conv2d_transformed_bytes", VGGPY_KEYWORDS(py_conv2d_transformed_bytes), conv2d_transformed_bytes_doc},
     {"conv2d_workspace", VGGPY_KEYWORDS(py_conv2d_workspace), conv2d_workspace_doc},
     {NULL, NULL, 0, NULL},
 };

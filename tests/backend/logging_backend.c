@@ -33,6 +33,8 @@ static const uintptr_t FAR = (uintptr_t)1 << 62;
     X(memory_stats) \
     X(reset_peak) \
     X(conv2d_workspace) \
+    X(conv2d_transformed_bytes) \
+    X(conv2d_transform) \
     X(conv2d) \
     X(conv2d_backward_input) \
     X(conv2d_backward_weight) \
@@ -340,6 +342,33 @@ static enum vgg_status test_conv2d_workspace(struct vgg_context *ctx, size_t *by
     FINISH(c, conv2d_workspace, bytes, s, direction);
 }
 
+static enum vgg_status test_conv2d_transformed_bytes(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s)
+{
+    struct call c = begin(ctx, ENTRY_conv2d_transformed_bytes);
+    FINISH(c, conv2d_transformed_bytes, bytes, s);
+}
+
+/* Bytes of the weights that conv2d reads. */
+static size_t conv_weights(const struct vgg_conv2d *s)
+{
+    struct vgg_context ctx = {.backend = &vgg_cpu_backend, .threads = 1};
+    size_t bytes = F(conv_w(s));
+    if (s->transformed)
+        vgg_cpu_backend.conv2d_transformed_bytes(&ctx, &bytes, s);
+    return bytes;
+}
+
+static enum vgg_status test_conv2d_transform(struct vgg_context *ctx, float *transformed, const float *w,
+                                             const struct vgg_conv2d *s)
+{
+    struct call c = begin(ctx, ENTRY_conv2d_transform);
+    struct vgg_conv2d read = *s;
+    read.transformed = true;
+    transformed = OUT(transformed, conv_weights(&read));
+    w = IN(w, F(conv_w(s)));
+    FINISH(c, conv2d_transform, transformed, w, s);
+}
+
 static enum vgg_status test_conv2d(struct vgg_context *ctx, float *y, uint8_t *index, const float *x, const float *w,
                                    const float *b, const struct vgg_conv2d *s)
 {
@@ -347,7 +376,7 @@ static enum vgg_status test_conv2d(struct vgg_context *ctx, float *y, uint8_t *i
     y = OUT(y, F(conv_y(s)));
     index = index ? OUT(index, conv_y(s)) : NULL;
     x = IN(x, F(conv_x(s)));
-    w = IN(w, F(conv_w(s)));
+    w = IN(w, conv_weights(s));
     b = MAYBE(b, F(s->k));
     FINISH(c, conv2d, y, index, x, w, b, s);
 }

@@ -1,28 +1,32 @@
-/* kernels/winograd4_tile.h: the transforms of Winograd's F(4x4, 3x3) for every ISA, from one source (Lavin and Gray 2016).
- * Contracts: the structs of vgg_internal.h.
+/* kernels/winograd_tile.h: the transforms of Winograd's F(OUT x OUT, 3x3) for every ISA, from one source (Lavin and Gray
+ * 2016). Contracts: the structs of vgg_internal.h.
  *
- * The including file defines VL (floats in a vector) and NAME(what), the name of an entry, and is compiled with its ISA's
- * flags; everything else here is static. A vector holds VL channels, so no lane ever needs another's.
+ * The including file defines VL (floats in a vector), OUT (2, 4 or 6: outputs of a tile's row and column) and NAME(what), the
+ * name of an entry, and is compiled with its ISA's flags; everything else here is static. A vector holds VL channels, so no
+ * lane ever needs another's.
  *
- * The correlation of six numbers d with three numbers t is four numbers  A^T ((G t) * (B^T d)),  by interpolation at the
- * points 0, a, -a, b, -b and infinity; with  m(x) = x (x^2 - a^2) (x^2 - b^2)  and N_p = m'(p):
+ * The correlation of IN = OUT + 2 numbers d with three numbers t is OUT numbers  A^T ((G t) * (B^T d)),  by interpolation at
+ * points p and infinity; with  m(x) = product of (x - p)  and  N_p = m'(p):
  *
  *          row or column p                        infinity
  *   B^T    the coefficients of m(x) / (x - p)     those of m(x)
  *   G      (1, p, p^2) / N_p                      (0, 0, 1)
- *   A      (1, p, p^2, p^3)                       (0, 0, 0, 1)
+ *   A      (1, p, .., p^(OUT-1))                  (0, .., 0, 1)
  *
- * Points in pairs share their even and odd parts, which makes B^T d twelve multiply-adds. a = 3/4 and b = 3/2 keep B and A
- * exact, and powers near 1 keep rounding low. Worst error against float64, in eps32 times the largest sum of absolute
- * products in a tile, of a model of float32 rounding; ReLU-normal x, He weights, 3, 64 and 512 channels, and 64 with 98 % of
- * x zero and heavy tails:
+ * The points are 0 and pairs a, -a, which share their even and odd parts. winograd2_points.h, winograd4_points.h and
+ * winograd6_points.h have them and the one-dimensional transforms. Worst error against float64, in eps32 times the largest sum
+ * of absolute products in a tile, of a model of float32 rounding; ReLU-normal x, He weights, 3 and 64 channels, and 64 with
+ * 98 % of x zero and heavy tails; and relative L2 with 64:
  *
- *                             3    64   512   sparse
- *   0, 1, -1, 2, -2          55    15   7.6       61
- *   0, 1, -1, 2, -1/2       7.9   5.8   3.9       20
- *   0, 3/4, -3/4, 3/2, -3/2 6.3   3.4   2.6       13
+ *                                           3    64   sparse   L2
+ *   2: 0, +-1                             1.4   0.7      3.7   2.0e-7    taken
+ *   4: 0, +-1, +-2                         55    15       61   1.4e-6
+ *   4: 0, +-1, 2, -1/2                    7.9   5.8       20
+ *   4: 0, +-3/4, +-3/2                    6.3   3.4       17   6.6e-7    taken: exact B and A, powers near 1
+ *   6: 0, +-1/2, +-1, +-2                  36    22      112   2.8e-6    taken
+ *   6: 0, +-1/2, +-1, +-13/8               30    16      106   3.1e-6
  *
- * The kernels themselves, worst of four to eight seeds: 11, 4.3, 2.5 and 24 (49 with 3 channels).
+ * The kernels themselves, worst of four to eight seeds, F(4,3): 11, 4.3 and 24 (49 with 3 channels).
  *
  * A sum's operations are spelled so that a compiler has one way to fuse them; a tile's bits depend on nothing but its input. */
 #include "kernels.h"
@@ -38,12 +42,10 @@ typedef int32_t mask __attribute__((vector_size(VL * 4)));
 typedef uint8_t bytes __attribute__((vector_size(VL)));
 
 #define INLINE inline __attribute__((always_inline))
+#define UNROLLED _Pragma("GCC unroll 8")
+#define ROLLED _Pragma("GCC unroll 1") /* a loop over rows or columns: unrolled, it has more addresses than registers */
 
-static const float A1 = 0.75F, A2 = 0.5625F, A3 = 0.421875F; /* a, a^2, a^3 */
-static const float B1 = 1.5F, B2 = 2.25F, B3 = 3.375F;       /* b, b^2, b^3 */
-static const float SUM = 2.8125F, PRODUCT = 1.265625F;       /* a^2 + b^2, a^2 b^2: m(x) = x^5 - SUM x^3 + PRODUCT x */
-/* 1 / N_0 = 1 / PRODUCT, 1 / N_a = 1 / (2 a^2 (a^2 - b^2)), 1 / N_b = 1 / (2 b^2 (b^2 - a^2)) */
-static const float N0 = 64.0F / 81, NA = -128.0F / 243, NB = 32.0F / 243;
+enum { IN = OUT + 2, LINE = 16 /* floats of a cache line */ };
 
 /* ------------------------------------------------------------------------------------------------ vectors
  *
@@ -65,6 +67,14 @@ static INLINE vec choose(mask m, vec yes, vec no)
 {
     return (vec)((m & (mask)yes) | (~m & (mask)no));
 }
+
+#if OUT == 2
+#include "winograd2_points.h"
+#elif OUT == 4
+#include "winograd4_points.h"
+#else
+#include "winograd6_points.h"
+#endif
 
 /* ------------------------------------------------------------------------------------------------ input
  *
@@ -111,43 +121,35 @@ static INLINE vec pixel(const struct source *s, size_t row, size_t column, size_
     return x;
 }
 
-/* v = B^T d */
-static INLINE void input_transform(vec v[6], vec d0, vec d1, vec d2, vec d3, vec d4, vec d5)
-{
-    const vec even_a = d4 - B2 * d2, odd_a = d3 - B2 * d1;
-    const vec even_b = d4 - A2 * d2, odd_b = d3 - A2 * d1;
-    const vec first = d4 - SUM * d2, last = d5 - SUM * d3;
-    v[0] = first + PRODUCT * d0;
-    v[1] = even_a + A1 * odd_a;
-    v[2] = even_a - A1 * odd_a;
-    v[3] = even_b + B1 * odd_b;
-    v[4] = even_b - B1 * odd_b;
-    v[5] = last + PRODUCT * d1;
-}
-
 /* One vector of channels of one tile: V = B^T d B to v[e * v_element]. (row, column) is the tile's first pixel. */
 static INLINE void input_tile(float *v, size_t v_element, const struct source *s, size_t row, size_t column, size_t channel,
                               const bool inside, const bool masked, const bool pooled, size_t lanes)
 {
-    vec half[6][6];
-    for (size_t i = 0; i < 6; i++) {
-#define PIXEL(j) pixel(s, row + i, column + j, channel, inside, masked, pooled, lanes)
-        input_transform(half[i], PIXEL(0), PIXEL(1), PIXEL(2), PIXEL(3), PIXEL(4), PIXEL(5));
-#undef PIXEL
+    vec half[IN][IN];
+    ROLLED for (size_t i = 0; i < IN; i++) {
+        vec d[IN];
+        UNROLLED for (size_t j = 0; j < IN; j++)
+            d[j] = pixel(s, row + i, column + j, channel, inside, masked, pooled, lanes);
+        input_transform(half[i], d);
+        if (inside && !pooled && channel % LINE == 0) /* the next tile's new pixels: 5 % where maps come from memory */
+            for (size_t j = 0; j < OUT; j++)
+                __builtin_prefetch(s->x + ((row + i) * s->ow + column + IN + j) * s->c + channel);
     }
-    for (size_t j = 0; j < 6; j++) {
-        vec out[6];
-        input_transform(out, half[0][j], half[1][j], half[2][j], half[3][j], half[4][j], half[5][j]);
-        float *to = v + j * v_element;
-        for (size_t i = 0; i < 6; i++, to += 6 * v_element)
+    ROLLED for (size_t j = 0; j < IN; j++, v += v_element) {
+        vec d[IN], out[IN];
+        UNROLLED for (size_t i = 0; i < IN; i++)
+            d[i] = half[i][j];
+        input_transform(out, d);
+        float *to = v;
+        UNROLLED for (size_t i = 0; i < IN; i++, to += IN * v_element)
             store(to, out[i], VL);
     }
 }
 
-static INLINE void input_channels(const struct vgg_winograd4_input *t, const struct source *s, size_t tile, const bool inside,
+static INLINE void input_channels(const struct vgg_winograd_input *t, const struct source *s, size_t tile, const bool inside,
                                   const bool masked, const bool pooled)
 {
-    size_t row = 4 * t->row - 1, column = 4 * (t->column + tile) - 1;
+    size_t row = OUT * t->row - 1, column = OUT * (t->column + tile) - 1;
     float *v = t->v + tile * t->v_tile;
     for (size_t begin = 0; begin < t->c; begin += t->width, v += t->v_panel) {
         size_t end = vgg_min_size(t->c, begin + t->width), c = begin;
@@ -158,16 +160,16 @@ static INLINE void input_channels(const struct vgg_winograd4_input *t, const str
     }
 }
 
-void NAME(input)(const struct vgg_winograd4_input *call)
+void NAME(input)(const struct vgg_winograd_input *call)
 {
-    const struct vgg_winograd4_input local = *call, *t = &local; /* a copy, which no store can change */
+    const struct vgg_winograd_input local = *call, *t = &local; /* a copy, which no store can change */
     const struct source s = {
         .x = t->x, .y = t->y, .index = t->index, .h = t->h, .w = t->w, .c = t->c, .oh = t->oh, .ow = t->ow};
     bool masked = t->y != NULL, pooled = t->index != NULL;
     size_t h = pooled ? vgg_min_size(t->h, 2 * t->oh) : t->h, w = pooled ? vgg_min_size(t->w, 2 * t->ow) : t->w;
     for (size_t tile = 0; tile < t->tiles; tile++) {
         size_t column = t->column + tile;
-        bool inside = t->row > 0 && 4 * t->row + 5 <= h && column > 0 && 4 * column + 5 <= w;
+        bool inside = t->row > 0 && OUT * t->row + OUT + 1 <= h && column > 0 && OUT * column + OUT + 1 <= w;
         if (!inside)
             input_channels(t, &s, tile, false, masked, pooled);
         else if (masked && pooled)
@@ -183,34 +185,23 @@ void NAME(input)(const struct vgg_winograd4_input *call)
 
 /* ------------------------------------------------------------------------------------------------ weights */
 
-/* u = G t */
-static INLINE void weights_transform(vec u[6], vec t0, vec t1, vec t2)
+void NAME(weights)(const struct vgg_winograd_weights *call)
 {
-    const vec even_a = NA * t0 + (NA * A2) * t2, odd_a = (NA * A1) * t1;
-    const vec even_b = NB * t0 + (NB * B2) * t2, odd_b = (NB * B1) * t1;
-    u[0] = N0 * t0;
-    u[1] = even_a + odd_a;
-    u[2] = even_a - odd_a;
-    u[3] = even_b + odd_b;
-    u[4] = even_b - odd_b;
-    u[5] = t2;
-}
-
-void NAME(weights)(const struct vgg_winograd4_weights *call)
-{
-    const struct vgg_winograd4_weights t = *call;
+    const struct vgg_winograd_weights t = *call;
     for (size_t at = 0; at < t.count; at += VL) {
-        vec half[3][6];
+        vec half[3][IN];
         for (size_t r = 0; r < 3; r++) {
             const float *row = t.taps + 3 * r * t.tap + at;
-            weights_transform(half[r], load(row, VL), load(row + t.tap, VL), load(row + 2 * t.tap, VL));
+            const vec taps[3] = {load(row, VL), load(row + t.tap, VL), load(row + 2 * t.tap, VL)};
+            weights_transform(half[r], taps);
         }
         float *u = t.u + at;
-        for (size_t j = 0; j < 6; j++, u += t.u_element) {
-            vec out[6];
-            weights_transform(out, half[0][j], half[1][j], half[2][j]);
+        ROLLED for (size_t j = 0; j < IN; j++, u += t.u_element) {
+            const vec taps[3] = {half[0][j], half[1][j], half[2][j]};
+            vec out[IN];
+            weights_transform(out, taps);
             float *to = u;
-            for (size_t i = 0; i < 6; i++, to += 6 * t.u_element)
+            UNROLLED for (size_t i = 0; i < IN; i++, to += IN * t.u_element)
                 store(to, out[i], VL);
         }
     }
@@ -218,24 +209,12 @@ void NAME(weights)(const struct vgg_winograd4_weights *call)
 
 /* ------------------------------------------------------------------------------------------------ output */
 
-/* y = A^T m */
-static INLINE void output_transform(vec y[4], vec m0, vec m1, vec m2, vec m3, vec m4, vec m5)
-{
-    const vec sum_a = m1 + m2, difference_a = m1 - m2;
-    const vec sum_b = m3 + m4, difference_b = m3 - m4;
-    const vec even = m0 + sum_a, last = m5 + A3 * difference_a, odd = A1 * difference_a, square = A2 * sum_a;
-    y[0] = even + sum_b;
-    y[1] = odd + B1 * difference_b;
-    y[2] = square + B2 * sum_b;
-    y[3] = last + B3 * difference_b;
-}
-
 /* The 2 x 2 windows of a tile, by the rules of max_pool2d: the first maximum wins; if there is a NaN, the first NaN wins. */
-static INLINE void pool_tile(const struct vgg_winograd4_output *t, vec z[4][4], size_t row, size_t column, size_t channel,
+static INLINE void pool_tile(const struct vgg_winograd_output *t, vec z[OUT][OUT], size_t row, size_t column, size_t channel,
                              size_t lanes)
 {
-    for (size_t i = 0; i < 4; i += 2)
-        for (size_t j = 0; j < 4; j += 2) {
+    for (size_t i = 0; i < OUT; i += 2)
+        for (size_t j = 0; j < OUT; j += 2) {
             size_t oi = (row + i) / 2, oj = (column + j) / 2;
             if (oi >= t->oh || oj >= t->ow)
                 continue;
@@ -260,22 +239,25 @@ static INLINE void pool_tile(const struct vgg_winograd4_output *t, vec z[4][4], 
 }
 
 /* One vector of channels of one tile; (row, column) is the tile's first pixel. */
-static INLINE void output_tile(const struct vgg_winograd4_output *t, size_t tile, size_t row, size_t column, size_t channel,
+static INLINE void output_tile(const struct vgg_winograd_output *t, size_t tile, size_t row, size_t column, size_t channel,
                                const bool inside, const bool pool, size_t lanes)
 {
     const float *m = t->m + tile * t->m_tile + channel;
     const size_t element = t->m_element;
     const vec zero = {0}, bias = t->bias == NULL ? zero : load(t->bias + channel, lanes);
-    vec half[6][4], z[4][4];
-    for (size_t i = 0; i < 6; i++, m += 6 * element) {
-#define ELEMENT(j) load(m + j * element, VL)
-        output_transform(half[i], ELEMENT(0), ELEMENT(1), ELEMENT(2), ELEMENT(3), ELEMENT(4), ELEMENT(5));
-#undef ELEMENT
+    vec half[IN][OUT], z[OUT][OUT];
+    ROLLED for (size_t i = 0; i < IN; i++) {
+        vec row_m[IN];
+        UNROLLED for (size_t j = 0; j < IN; j++, m += element)
+            row_m[j] = load(m, VL);
+        output_transform(half[i], row_m);
     }
-    for (size_t j = 0; j < 4; j++) {
-        vec out[4];
-        output_transform(out, half[0][j], half[1][j], half[2][j], half[3][j], half[4][j], half[5][j]);
-        for (size_t i = 0; i < 4; i++) {
+    ROLLED for (size_t j = 0; j < OUT; j++) {
+        vec column_m[IN], out[OUT];
+        UNROLLED for (size_t i = 0; i < IN; i++)
+            column_m[i] = half[i][j];
+        output_transform(out, column_m);
+        UNROLLED for (size_t i = 0; i < OUT; i++) {
             z[i][j] = out[i] + bias;
             if (t->relu) /* max(z, 0) that lets NaN through */
                 z[i][j] = (vec)((mask)z[i][j] & ~(mask)(z[i][j] < zero));
@@ -287,22 +269,22 @@ static INLINE void output_tile(const struct vgg_winograd4_output *t, size_t tile
         pool_tile(t, z, row, column, channel, lanes);
 }
 
-static INLINE void output_channels(const struct vgg_winograd4_output *t, size_t tile, const bool inside, const bool pool)
+static INLINE void output_channels(const struct vgg_winograd_output *t, size_t tile, const bool inside, const bool pool)
 {
-    size_t row = 4 * t->row, column = 4 * (t->column + tile), channel = 0;
+    size_t row = OUT * t->row, column = OUT * (t->column + tile), channel = 0;
     for (; channel + VL <= t->channels; channel += VL)
         output_tile(t, tile, row, column, channel, inside, pool, VL);
     if (channel < t->channels)
         output_tile(t, tile, row, column, channel, false, pool, t->channels - channel);
 }
 
-void NAME(output)(const struct vgg_winograd4_output *call)
+void NAME(output)(const struct vgg_winograd_output *call)
 {
-    const struct vgg_winograd4_output local = *call, *t = &local;
+    const struct vgg_winograd_output local = *call, *t = &local;
     for (size_t tile = 0; tile < t->tiles; tile++)
         if (t->pool)
             output_channels(t, tile, false, true);
-        else if (4 * t->row + 4 <= t->h && 4 * (t->column + tile) + 4 <= t->w)
+        else if (OUT * t->row + OUT <= t->h && OUT * (t->column + tile) + OUT <= t->w)
             output_channels(t, tile, true, false);
         else
             output_channels(t, tile, false, false);

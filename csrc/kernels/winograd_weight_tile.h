@@ -1,5 +1,5 @@
-/* kernels/winograd4_weight_tile.h: Winograd's F(3x3, 4x4): the weight gradient of a 3x3 convolution, for any ISA.
- * Contracts: the structs of vgg_internal.h. Included after winograd4_tile.h, whose points and whose transform of x it shares.
+/* kernels/winograd_weight_tile.h: Winograd's F(3x3, 4x4): the weight gradient of a 3x3 convolution, for any ISA.
+ * Contracts: the structs of vgg_internal.h. Included after winograd_tile.h, whose points and whose transform of x it shares.
  *
  * A tile of 4x4 pixels of the gradient g and the 6x6 pixels of x that it meets give 3x3 sums, dw = A' [(G g G') * (B' x B)] A.
  * The valid correlation of six numbers by four is a polynomial product transposed: with V(m) the matrix of rows
@@ -7,8 +7,8 @@
  * times N_p, so a factor must take them back. G is applied to each tile, A' once to the sum over all: A' has the factors.
  *
  *   G: row p  (1, p, p^2, p^3)    infinity  (0, 0, 0, 1)       A': column p  (1, p, p^2) / N_p    infinity  (0, 0, 1) */
-#ifndef VGG_WINOGRAD4_WEIGHT_H
-#define VGG_WINOGRAD4_WEIGHT_H
+#ifndef VGG_WINOGRAD_WEIGHT_H
+#define VGG_WINOGRAD_WEIGHT_H
 
 /* ------------------------------------------------------------------------------------------------ gradient */
 
@@ -62,7 +62,7 @@ static INLINE void gradient_tile(float *v, size_t v_element, const struct source
     store(v + 36 * v_element, sum, VL);
 }
 
-static INLINE void gradient_channels(const struct vgg_winograd4_input *t, const struct source *s, size_t tile,
+static INLINE void gradient_channels(const struct vgg_winograd_input *t, const struct source *s, size_t tile,
                                      const bool inside, const bool masked, const bool pooled)
 {
     size_t row = 4 * t->row, column = 4 * (t->column + tile);
@@ -76,7 +76,7 @@ static INLINE void gradient_channels(const struct vgg_winograd4_input *t, const 
     }
 }
 
-void NAME(gradient)(const struct vgg_winograd4_input *t)
+void NAME(gradient)(const struct vgg_winograd_input *t)
 {
     const struct source s = {
         .x = t->x, .y = t->y, .index = t->index, .h = t->h, .w = t->w, .c = t->c, .oh = t->oh, .ow = t->ow};
@@ -110,7 +110,7 @@ static INLINE void sums_transform(vec y[3], vec m0, vec m1, vec m2, vec m3, vec 
 }
 
 /* One vector of channels of one row: dw[tap] = A' m A, plus what it was with beta. */
-static INLINE void sums_row(const struct vgg_winograd4_sums *t, const float *m, float *dw, size_t lanes)
+static INLINE void sums_row(const struct vgg_winograd_sums *t, const float *m, float *dw, size_t lanes)
 {
     vec half[6][3];
     for (size_t i = 0; i < 6; i++) {
@@ -128,7 +128,7 @@ static INLINE void sums_row(const struct vgg_winograd4_sums *t, const float *m, 
     }
 }
 
-void NAME(sums)(const struct vgg_winograd4_sums *t)
+void NAME(sums)(const struct vgg_winograd_sums *t)
 {
     for (size_t row = 0; row < t->rows; row++) {
         const float *m = t->m + row * t->m_row;

@@ -1,0 +1,6 @@
+/* kernels/winograd2_scalar.c: Winograd's F(2x2, 3x3) for any machine, in vectors of four floats (what a baseline compiler
+ * lowers to SSE2, NEON or scalar code). */
+#define VL 4
+#define OUT 2
+#define NAME(what) vgg_winograd2_##what##__scalar
+#include "winograd_tile.h"
