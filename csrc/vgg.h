@@ -13,7 +13,7 @@
  *   Any pointer may have the natural alignment of its type; storages made by a backend are 64-byte aligned.
  *   Zero-sized batches (n == 0) are valid and write nothing but sums (dw, db, loss), which become 0 (beta 0).
  *   Results are bit-equal for any number of threads and any split of a batch (for conv2d's VGG_AUTO: into parts of 2 and more).
- *   NaN and Inf propagate as IEEE 754 has it (winograd4: see convolution).
+ *   NaN and Inf propagate as IEEE 754 has it (Winograd: see convolution).
  */
 #ifndef VGG_H
 #define VGG_H
@@ -81,12 +81,13 @@ struct vgg_context {
  *   dw[k][r][s][c] = sum over n, h, w of g[n][h][w][k] * x[n][h + r - p][w + s - p][c]
  *   db[k]          = sum over n, h, w of g[n][h][w][k]
  *
- * Algorithms: `direct` adds the terms above. `winograd4` (3x3 kernels) makes y and dx in tiles of 4x4 pixels that begin at
- * pixel (0, 0), F(4x4, 3x3), and dw from such tiles of g, F(3x3, 4x4), with a quarter of the multiplications. Each errs by
- * at most k eps32 times the sum of the terms' absolute values, of which winograd4 takes the largest in the tile (for dw: of
- * the nine taps): k is 4 for direct, 64 for winograd4, 16 for its dw. Of winograd4, a NaN or Inf in an input reaches, as NaN or
- * Inf, at least every output that it is a term of, and at most the other pixels of their tiles (for dw: the other taps). What
- * `auto` takes may differ between one image and several; else a result's bits depend on its own image alone.
+ * Algorithms: `direct` adds the terms above. `winograd2`, `winograd4` and `winograd6` (3x3 kernels) make y and dx in tiles of
+ * 2x2, 4x4 and 6x6 pixels that begin at pixel (0, 0), F(2x2, 3x3) and so on, with 1/2.25, 1/4 and 1/5.06 of the
+ * multiplications; winograd4 makes dw from 4x4 tiles of g, F(3x3, 4x4). Each errs by at most k eps32 times the sum of the
+ * terms' absolute values, of which a winograd takes the largest in the tile (for dw: of the nine taps): k is 4 for direct, 16,
+ * 64 and 256 for the winograds, 16 for winograd4's dw. Of a winograd, a NaN or Inf in an input reaches, as NaN or Inf, at least
+ * every output that it is a term of, and at most the other pixels of their tiles (for dw: the other taps). What `auto` takes
+ * may differ between one image and several; else a result's bits depend on its own image alone.
  */
 enum vgg_algorithm { VGG_AUTO, VGG_DIRECT, VGG_WINOGRAD2, VGG_WINOGRAD4, VGG_WINOGRAD6, VGG_ALGORITHM_COUNT };
 enum vgg_direction { VGG_FORWARD, VGG_BACKWARD_INPUT, VGG_BACKWARD_WEIGHT, VGG_DIRECTION_COUNT };

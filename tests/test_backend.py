@@ -112,7 +112,9 @@ def _conv(put):
     y = ops.conv2d(x, w, b, relu=True)
     pooled, index = ops.conv2d(x, w, b, relu=True, pool=True)
     ceil, ceil_index = ops.conv2d(x, w, None, pool="ceil")
-    return [y, pooled, index, ceil, ceil_index, ops.conv2d(x, put(_normal(4, 1, 1, 5)))]
+    transformed = ops.conv2d_transform_weights(w, x.shape, algorithm="winograd4")
+    again = ops.conv2d(x, w, b, algorithm="winograd4", transformed=transformed)
+    return [y, pooled, index, ceil, ceil_index, ops.conv2d(x, put(_normal(4, 1, 1, 5))), transformed, again]
 
 
 def _conv_backward(put):

@@ -98,10 +98,23 @@ def test_a_plan_that_is_too_small_fails_and_does_not_grow(
 
 def test_logits_do_not_hold_the_arena() -> None:
     model = vgg.VGG("A", **SMALL)
+    x = np.zeros((4, 32, 32, 3), np.float32)
+    model.forward(x)  # transforms weights, once
     gc.collect()
     before = vgg.memory_stats()["current"]
-    logits = model.forward(np.zeros((4, 32, 32, 3), np.float32))
+    logits = model.forward(x)
     assert vgg.memory_stats()["current"] - before == logits.nbytes
+
+
+def test_training_lets_transformed_weights_go() -> None:
+    model = vgg.VGG("A", **SMALL)
+    x = np.zeros((2, 32, 32, 3), np.float32)
+    gc.collect()
+    before = vgg.memory_stats()["current"]
+    model.forward(x)
+    assert vgg.memory_stats()["current"] - before == model.memory_plan(2)["transformed weights"]
+    model.loss_and_gradients(x, np.zeros(2, np.int64))
+    assert vgg.memory_stats()["current"] == before
 
 
 FULL = """

@@ -1,8 +1,9 @@
-"""The transforms of F(4x4, 3x3) from their sources, lowered to the baseline instruction set: those of AVX-512 are tested
-here where the CPU has none. Input, weights and output transform of a whole map, with NumPy's product between, are a
-convolution."""
+"""The transforms of F(2x2, 3x3), F(4x4, 3x3) and F(6x6, 3x3) from their sources, lowered to the baseline instruction
+set: those of AVX-512 are tested here where the CPU has none. Input, weights and output transform of a whole map, with
+NumPy's product between, are a convolution."""
 
 import ctypes
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def sizes(*names):
 
 
 class Input(ctypes.Structure):
-    """struct vgg_winograd4_input of csrc/vgg_internal.h."""
+    """struct vgg_winograd_input of csrc/vgg_internal.h."""
 
     _fields_ = (
         *[("x", FLOATS), ("y", FLOATS), ("index", BYTES)],
@@ -31,13 +32,13 @@ class Input(ctypes.Structure):
 
 
 class Weights(ctypes.Structure):
-    """struct vgg_winograd4_weights."""
+    """struct vgg_winograd_weights."""
 
     _fields_ = [("taps", FLOATS), *sizes("tap", "count"), ("u", FLOATS), *sizes("u_element")]
 
 
 class Output(ctypes.Structure):
-    """struct vgg_winograd4_output."""
+    """struct vgg_winograd_output."""
 
     _fields_ = (
         *[("m", FLOATS), *sizes("m_element", "m_tile"), ("bias", FLOATS)],
@@ -50,13 +51,25 @@ def pointer(array, kind=FLOATS):
     return None if array is None else array.ctypes.data_as(kind)
 
 
-@pytest.fixture(scope="module", params=KERNELS)
+class Kernels(NamedTuple):
+    """The three kernels for one size of tile and one ISA."""
+
+    side: int  # outputs of a tile's row and column
+    elements: int
+    lanes: int
+    input: Any
+    weights: Any
+    output: Any
+
+
+@pytest.fixture(scope="module", params=[(side, isa) for side in (2, 4, 6) for isa in KERNELS], ids=str)
 def kernels(request, tmp_path_factory):
-    loaded = kernel_library(f"winograd4_{request.param}.c", tmp_path_factory.mktemp("winograd"))
-    found = [getattr(loaded, f"vgg_winograd4_{n}__{request.param}") for n in ("input", "weights", "output")]
+    side, isa = request.param
+    loaded = kernel_library(f"winograd{side}_{isa}.c", tmp_path_factory.mktemp("winograd"))
+    found = [getattr(loaded, f"vgg_winograd{side}_{n}__{isa}") for n in ("input", "weights", "output")]
     for function in found:
         function.restype = None
-    return KERNELS[request.param], *found
+    return Kernels(side, (side + 2) ** 2, KERNELS[isa], *found)
 
 
 def ceil(size, unit):
@@ -65,9 +78,9 @@ def ceil(size, unit):
 
 def transformed_input(kernels, c, x, y, index, h, w):
     """v[e][tile][c] of one image, from panels of `width` channels."""
-    lanes, run = kernels[0], kernels[1]
-    rows, columns, width = ceil(h, 4), ceil(w, 4), 2 * lanes
-    v = np.full((36, ceil(c, width), rows * columns, width), GUARD)
+    lanes, run, elements = kernels.lanes, kernels.input, kernels.elements
+    rows, columns, width = ceil(h, kernels.side), ceil(w, kernels.side), 2 * lanes
+    v = np.full((elements, ceil(c, width), rows * columns, width), GUARD)
     for row in range(rows):
         for column in (0, 1):  # a run of one tile, and a run of the rest
             tiles = 1 if column == 0 else columns - 1
@@ -88,7 +101,7 @@ def transformed_input(kernels, c, x, y, index, h, w):
             call.v, call.v_element, call.v_panel = pointer(at), v[0].size, v[0, 0].size
             call.v_tile = call.width = width
             run(ctypes.byref(call))
-    v = np.moveaxis(v, 1, 2).reshape(36, rows * columns, -1)
+    v = np.moveaxis(v, 1, 2).reshape(elements, rows * columns, -1)
     assert (v[:, :, ceil(c, lanes) * lanes :] == GUARD).all(), "written beyond the last vector"
     assert not v[:, :, c : ceil(c, lanes) * lanes].any(), (
         "the last vector's lanes without a channel are not 0"
@@ -98,7 +111,7 @@ def transformed_input(kernels, c, x, y, index, h, w):
 
 @pytest.mark.parametrize("h, w, c, k", [(9, 6, 19, 21), (4, 8, 16, 3), (13, 7, 33, 16), (2, 5, 1, 40)])
 def test_transforms(kernels, h, w, c, k):
-    lanes, _, weights, output = kernels
+    elements, lanes = kernels.elements, kernels.lanes
     rng = np.random.default_rng([h, w, c, k])
     x = rng.standard_normal((h, w, c), np.float32)
     filters = rng.standard_normal((k, 3, 3, c), np.float32)
@@ -108,11 +121,11 @@ def test_transforms(kernels, h, w, c, k):
     width = ceil(k, lanes) * lanes
     taps = np.zeros((9, c, width), np.float32)
     taps[:, :, :k] = filters.reshape(k, 9, c).transpose(1, 2, 0)
-    u = np.full((36, c * width), GUARD)
-    weights(ctypes.byref(Weights(pointer(taps), c * width, c * width, pointer(u), c * width)))
-    m = v @ u.reshape(36, c, width)
+    u = np.full((elements, c * width), GUARD)
+    kernels.weights(ctypes.byref(Weights(pointer(taps), c * width, c * width, pointer(u), c * width)))
+    m = v @ u.reshape(elements, c, width)
 
-    rows, columns = ceil(h, 4), ceil(w, 4)
+    rows, columns = ceil(h, kernels.side), ceil(w, kernels.side)
     for relu, pool in ((False, None), (True, None), (True, "ceil"), (False, "floor")):
         shape = {None: (h, w), "ceil": (ceil(h, 2), ceil(w, 2)), "floor": (h // 2, w // 2)}[pool]
         y = np.full((*shape, k + 2), GUARD)
@@ -123,10 +136,10 @@ def test_transforms(kernels, h, w, c, k):
             call.index = pointer(index, BYTES)
             call.h, call.w, call.k, call.oh, call.ow, call.channels = h, w, k + 2, *shape, k
             call.row, call.column, call.tiles = row, 0, columns
-            output(ctypes.byref(call))
+            kernels.output(ctypes.byref(call))
         wide = [a.astype(np.float64) for a in (x[None], filters, bias)]
         expected = reference.fused(*wide, relu, pool)
-        bound = tolerance.conv2d_bound(*wide, pool, "winograd4")
+        bound = tolerance.conv2d_bound(*wide, pool, f"winograd{kernels.side}")
         assert (y[..., k:] == GUARD).all() and (index[..., k:] == 9).all()
         tolerance.assert_within(y[None, ..., :k], expected[0] if pool else expected, bound)
         if pool:

@@ -12,7 +12,7 @@ import tolerance
 from reference import conv2d as reference
 from test_conv2d import FUSIONS, _case, backward_weight, dense, label, wide
 
-HEADER = Path(__file__).parents[1] / "csrc/kernels/winograd4_tile.h"
+HEADER = Path(__file__).parents[1] / "csrc/kernels/winograd4_points.h"
 POINTS = (0, 0.75, -0.75, 1.5, -1.5)  # and infinity
 SLOTS = ("winograd4_input", "winograd4_gradient", "winograd4_sums")
 # n, h, w, c, k. Tiles are of 4 x 4 pixels of g and 6 x 6 of x; panels are of 8, 16 or 32 channels of x and of

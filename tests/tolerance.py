@@ -5,11 +5,11 @@ error and a small result among large terms is not asked for digits that float32 
 a sum of m terms made by fused multiply-adds in a few interleaved accumulators errs by a random walk, about
 sqrt(m / accumulators) / 2 roundings of partial sums that are themselves a fraction of B. Measured worst k on
 dense data (ReLU-normal x, He w, 64 and 512 channels): direct 2.2, F(2,3) 0.9, F(4,3) 4.3 (with the points of
-kernels/winograd4_tile.h; 13.9 with 0, 1, -1, 2, -2), F(6,3) 24.9, stable over the number of channels, while plain
+kernels/winograd4_points.h; 13.9 with 0, 1, -1, 2, -2), F(6,3) 24.9, stable over the number of channels, while plain
 relative error moves fourfold; with 3 channels F(4,3) 10.7 and F(6,3) 49; with 98 % zeros and heavy tails
-F(2,3) 6, F(4,3) 24 (49 with 3 channels), F(6,3) 137. Weight gradient: direct 1.9, F(3,4) 5.4. Each k below is
-the next power of two above its measurement, times two for data that was not measured; raising one needs a
-measurement. A Winograd tile mixes its pixels, so there B is its maximum over the output tile.
+F(2,3) 6 (10 with 3 channels), F(4,3) 24 (49 with 3 channels), F(6,3) 137. Weight gradient: direct 1.9,
+F(3,4) 5.4. Each k below is the next power of two above its measurement, or the one after that for data that was
+not measured; raising one needs a measurement. A Winograd tile mixes its pixels, so there B is its maximum over the output tile.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ EPS32 = float(np.finfo(np.float32).eps)
 # zero.
 TINY = float(np.finfo(np.float32).tiny)
 
-CONV2D = {"direct": 4, "winograd2": 8, "winograd4": 64, "winograd6": 256}
+CONV2D = {"direct": 4, "winograd2": 16, "winograd4": 64, "winograd6": 256}
 CONV2D_BACKWARD_WEIGHT = {"direct": 4, "winograd2": 16, "winograd4": 16, "winograd6": 16}
 LINEAR = 4
 # The tile whose pixels a Winograd algorithm mixes.
@@ -69,20 +69,30 @@ def tile_maximum(b, size):
     return out
 
 
-def _spread(b, algorithm):
-    return tile_maximum(b, TILE[algorithm]) if algorithm in TILE else b
+def _spread(size, x, algorithm):
+    """size(x), of which a Winograd algorithm takes the maximum in each tile; tiles at the edges hang over, and what lies
+    beyond the map is mixed in too."""
+    if algorithm not in TILE:
+        return size(x)
+    h, w = x.shape[1:3]
+    over = [(0, -side % TILE[algorithm]) for side in (h, w)]
+    return tile_maximum(size(np.pad(x, ((0, 0), *over, (0, 0)))), TILE[algorithm])[:, :h, :w]
 
 
 def conv2d_bound(x, w, b=None, pool=None, algorithm="direct"):
     """For z, for relu(z) (a ReLU brings no two numbers further apart) and for the pooled map (nor does a
     maximum)."""
-    size = conv2d.forward(np.abs(x), np.abs(w), None if b is None else np.abs(b))
-    size = _spread(size, algorithm)
+    w, b = np.abs(w), None if b is None else np.abs(b)
+    size = _spread(lambda x: conv2d.forward(x, w, b), np.abs(x), algorithm)
     return CONV2D[algorithm] * EPS32 * (max_pool2d.forward(size, pool == "ceil")[0] if pool else size)
 
 
 def conv2d_backward_input_bound(g, w, algorithm="direct"):
-    return CONV2D[algorithm] * EPS32 * _spread(conv2d.backward_input(np.abs(g), np.abs(w)), algorithm)
+    return (
+        CONV2D[algorithm]
+        * EPS32
+        * _spread(lambda g: conv2d.backward_input(g, np.abs(w)), np.abs(g), algorithm)
+    )
 
 
 def conv2d_backward_weight_bound(g, x, size=3, algorithm="direct", before=(0, 0)):

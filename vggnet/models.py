@@ -145,6 +145,9 @@ class VGG:
         self.parameters: Mapping[str, _C.Tensor] = MappingProxyType(
             {name: tensor.freeze_views() for name, tensor in tensors.items()}
         )
+        self._transformed: dict[
+            tuple[str, str], tuple[int, _C.Tensor]
+        ] = {}  # (layer, algorithm) -> version, weights
 
     def __repr__(self) -> str:
         return (
@@ -193,6 +196,21 @@ class VGG:
             keep=keep,
             device=self.device,
         )
+
+    def transformed_weights(self, layer: Layer, x_shape: Sequence[int]) -> _C.Tensor:
+        """The weights of a convolution as its algorithm for `x_shape` multiplies with them, made once for inference.
+
+        They are made again when the weights have changed, and let go by the next training pass.
+        """
+        weight = self.parameters[f"{layer.name}.weight"]
+        shape = tuple(x_shape)
+        key = layer.name, _C.conv2d_algorithm(shape, weight.shape)
+        version, made = self._transformed.get(key, (None, None))
+        if made is None or version != weight.storage.version:
+            version = weight.storage.version
+            made = ops.conv2d_transform_weights(weight, shape, out=made)
+            self._transformed[key] = version, made
+        return made
 
     def run(
         self,
@@ -246,6 +264,7 @@ class VGG:
         x = as_input(x, self.device)
         plan = self._plan(x.shape, layers, training=training, keep=keep)
         if training:
+            self._transformed.clear()  # about to be out of date, and memory is dear now
             rng = rng if rng is not None else Rng(self.seed, np.arange(x.shape[0]))
             if len(rng.rows) != x.shape[0]:
                 raise ValueError(f"rng has {len(rng.rows)} rows; expected {x.shape[0]}, one an image")
@@ -336,6 +355,8 @@ class VGG:
             bytes_by_purpose["momentum"] = parameters
             bytes_by_purpose["loss"] = FLOAT_BYTES + plan.output_bytes()
             bytes_by_purpose["backward"] = backward.size
+        elif plan.transformed:
+            bytes_by_purpose["transformed weights"] = sum(plan.transformed.values())
         bytes_by_purpose["maps"] = plan.forward.size
         bytes_by_purpose["outputs"] = plan.output_bytes()
         return bytes_by_purpose

@@ -127,6 +127,7 @@ class Plan:
         self.alias: dict[str, str] = {}  # a layer that changes nothing -> the map that stands for it
         self.steps = tuple(self._steps(layers, dropout))
         self.producer = {name: step for step in self.steps for name in step.covers}
+        self.transformed = {} if keep else self._transformed_bytes()
         self.forward = self._forward_arena()
 
     def _steps(self, layers: Sequence[Layer], dropout: bool) -> Iterator[Step]:
@@ -171,6 +172,19 @@ class Plan:
             return (shape[0], layer.outputs)
         return shape
 
+    def _transformed_bytes(self) -> dict[str, int]:
+        """Convolutions of inference that take their weights transformed, and the bytes of these: result -> bytes."""
+        sizes = {
+            step.result: _C.conv2d_transformed_bytes(
+                self.shapes[step.source],
+                step.layer.parameter_shapes[f"{step.layer.name}.weight"],
+                device=self.device,
+            )
+            for step in self.steps
+            if step.layer.kind == "conv"
+        }
+        return {result: size for result, size in sizes.items() if size}
+
     def workspace(self, step: Step, direction: str) -> int:
         """Bytes of scratch a step needs in one direction."""
         layer = step.layer
@@ -180,6 +194,7 @@ class Plan:
                 layer.parameter_shapes[f"{layer.name}.weight"],
                 direction,  # type: ignore[arg-type]
                 pool=self.pool_rounding if step.pool else False,  # type: ignore[arg-type]
+                transformed=step.result in self.transformed,
                 device=self.device,
             )
         if layer.kind == "linear":
@@ -283,8 +298,18 @@ class Run:
         if layer.kind == "conv":
             w, b = self._weights(layer)
             out = (y, slots[f"{step.result}.index"]) if step.pool else y
-            pool = self._plan.pool_rounding if step.pool else False
-            ops.conv2d(x, w, b, relu=step.relu, pool=pool, out=out, workspace=scratch)  # type: ignore[arg-type]
+            ops.conv2d(
+                x,
+                w,
+                b,
+                relu=step.relu,
+                pool=self._plan.pool_rounding if step.pool else False,  # type: ignore[arg-type]
+                transformed=self._model.transformed_weights(layer, x.shape)
+                if step.result in self._plan.transformed
+                else None,
+                out=out,
+                workspace=scratch,
+            )
         elif layer.kind == "linear":
             w, b = self._weights(layer)
             ops.linear(flat(x), w, b, relu=step.relu, out=y, workspace=scratch)

@@ -1,5 +1,7 @@
 /* kernels/winograd2_points.h: F(2, 3) at the points 0, 1, -1 and infinity. Included by winograd_tile.h, which explains.
  * N_0 = -1, N_1 = N_-1 = 2. */
+#ifndef VGG_WINOGRAD2_POINTS_H
+#define VGG_WINOGRAD2_POINTS_H
 
 /* v = B^T d */
 static INLINE void input_transform(vec v[4], const vec d[4])
@@ -26,3 +28,5 @@ static INLINE void output_transform(vec y[2], const vec m[4])
     y[0] = m[0] + (m[1] + m[2]);
     y[1] = (m[1] - m[2]) + m[3];
 }
+
+#endif

@@ -1,5 +1,7 @@
 /* kernels/winograd4_points.h: F(4, 3) at the points 0, a = 3/4, -a, b = 3/2, -b and infinity, and F(3, 4) at the same, for the
  * weight gradient. Included by winograd_tile.h, which explains; F(3, 4) is explained in winograd_weight_tile.h. */
+#ifndef VGG_WINOGRAD4_POINTS_H
+#define VGG_WINOGRAD4_POINTS_H
 
 static const float A1 = 0.75F, A2 = 0.5625F, A3 = 0.421875F; /* a, a^2, a^3 */
 static const float B1 = 1.5F, B2 = 2.25F, B3 = 3.375F;       /* b, b^2, b^3 */
@@ -45,3 +47,5 @@ static INLINE void output_transform(vec y[4], const vec m[6])
     y[2] = square + B2 * sum_b;
     y[3] = last + B3 * difference_b;
 }
+
+#endif

@@ -4,6 +4,8 @@
  *   m(x) = x^7 - 21/4 x^5 + 21/4 x^3 - x,    m(x) / (x - p) = (x^2 + p x) (x^4 - (q + r) x^2 + q r),
  *
  * where q and r are the squares of the other two pairs. */
+#ifndef VGG_WINOGRAD6_POINTS_H
+#define VGG_WINOGRAD6_POINTS_H
 
 static const float A1 = 0.5F, A2 = 0.25F, A3 = 0.125F, A4 = 0.0625F, A5 = 0.03125F; /* powers of a */
 static const float C1 = 2, C2 = 4, C3 = 8, C4 = 16, C5 = 32;                        /* powers of c */
@@ -55,3 +57,5 @@ static INLINE void output_transform(vec y[6], const vec m[8])
     y[4] = sum_b + A4 * sum_a + C4 * sum_c;
     y[5] = (difference_b + m[7]) + A5 * difference_a + C5 * difference_c;
 }
+
+#endif

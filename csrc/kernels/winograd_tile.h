@@ -126,22 +126,27 @@ static INLINE void input_tile(float *v, size_t v_element, const struct source *s
                               const bool inside, const bool masked, const bool pooled, size_t lanes)
 {
     vec half[IN][IN];
-    ROLLED for (size_t i = 0; i < IN; i++) {
+    ROLLED
+    for (size_t i = 0; i < IN; i++) {
         vec d[IN];
-        UNROLLED for (size_t j = 0; j < IN; j++)
+        UNROLLED
+        for (size_t j = 0; j < IN; j++)
             d[j] = pixel(s, row + i, column + j, channel, inside, masked, pooled, lanes);
         input_transform(half[i], d);
         if (inside && !pooled && channel % LINE == 0) /* the next tile's new pixels: 5 % where maps come from memory */
             for (size_t j = 0; j < OUT; j++)
                 __builtin_prefetch(s->x + ((row + i) * s->ow + column + IN + j) * s->c + channel);
     }
-    ROLLED for (size_t j = 0; j < IN; j++, v += v_element) {
+    ROLLED
+    for (size_t j = 0; j < IN; j++, v += v_element) {
         vec d[IN], out[IN];
-        UNROLLED for (size_t i = 0; i < IN; i++)
+        UNROLLED
+        for (size_t i = 0; i < IN; i++)
             d[i] = half[i][j];
         input_transform(out, d);
         float *to = v;
-        UNROLLED for (size_t i = 0; i < IN; i++, to += IN * v_element)
+        UNROLLED
+        for (size_t i = 0; i < IN; i++, to += IN * v_element)
             store(to, out[i], VL);
     }
 }
@@ -196,12 +201,14 @@ void NAME(weights)(const struct vgg_winograd_weights *call)
             weights_transform(half[r], taps);
         }
         float *u = t.u + at;
-        ROLLED for (size_t j = 0; j < IN; j++, u += t.u_element) {
+        ROLLED
+        for (size_t j = 0; j < IN; j++, u += t.u_element) {
             const vec taps[3] = {half[0][j], half[1][j], half[2][j]};
             vec out[IN];
             weights_transform(out, taps);
             float *to = u;
-            UNROLLED for (size_t i = 0; i < IN; i++, to += IN * t.u_element)
+            UNROLLED
+            for (size_t i = 0; i < IN; i++, to += IN * t.u_element)
                 store(to, out[i], VL);
         }
     }
@@ -246,18 +253,23 @@ static INLINE void output_tile(const struct vgg_winograd_output *t, size_t tile,
     const size_t element = t->m_element;
     const vec zero = {0}, bias = t->bias == NULL ? zero : load(t->bias + channel, lanes);
     vec half[IN][OUT], z[OUT][OUT];
-    ROLLED for (size_t i = 0; i < IN; i++) {
+    ROLLED
+    for (size_t i = 0; i < IN; i++) {
         vec row_m[IN];
-        UNROLLED for (size_t j = 0; j < IN; j++, m += element)
+        UNROLLED
+        for (size_t j = 0; j < IN; j++, m += element)
             row_m[j] = load(m, VL);
         output_transform(half[i], row_m);
     }
-    ROLLED for (size_t j = 0; j < OUT; j++) {
+    ROLLED
+    for (size_t j = 0; j < OUT; j++) {
         vec column_m[IN], out[OUT];
-        UNROLLED for (size_t i = 0; i < IN; i++)
+        UNROLLED
+        for (size_t i = 0; i < IN; i++)
             column_m[i] = half[i][j];
         output_transform(out, column_m);
-        UNROLLED for (size_t i = 0; i < OUT; i++) {
+        UNROLLED
+        for (size_t i = 0; i < OUT; i++) {
             z[i][j] = out[i] + bias;
             if (t->relu) /* max(z, 0) that lets NaN through */
                 z[i][j] = (vec)((mask)z[i][j] & ~(mask)(z[i][j] < zero));

@@ -62,8 +62,8 @@ static INLINE void gradient_tile(float *v, size_t v_element, const struct source
     store(v + 36 * v_element, sum, VL);
 }
 
-static INLINE void gradient_channels(const struct vgg_winograd_input *t, const struct source *s, size_t tile,
-                                     const bool inside, const bool masked, const bool pooled)
+static INLINE void gradient_channels(const struct vgg_winograd_input *t, const struct source *s, size_t tile, const bool inside,
+                                     const bool masked, const bool pooled)
 {
     size_t row = 4 * t->row, column = 4 * (t->column + tile);
     float *panel = t->v + tile * t->v_tile;

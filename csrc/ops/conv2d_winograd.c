@@ -51,10 +51,10 @@ struct plan {
     size_t elements; /* of a transformed tile */
     const struct vgg_kernel *gemm, *input, *weights, *output;
     size_t tiles_h, tiles_w, tiles;
-    bool few, given;            /* given: u is the caller's */
-    size_t blocks, block;       /* of tiles: how many, and the largest's */
+    bool few, given;      /* given: u is the caller's */
+    size_t blocks, block; /* of tiles: how many, and the largest's */
     size_t panels, width, depths;
-    size_t groups, group;       /* of panels: how many, and one's */
+    size_t groups, group;                                                      /* of panels: how many, and one's */
     size_t v_depth, v_element, u_element, u_depth, u_panel, m_tile, m_element; /* floats */
     size_t u_bytes, v_bytes, m_bytes;
     size_t shared_bytes, thread_bytes;
@@ -148,8 +148,7 @@ static struct scratch scratch_of(const struct call *call, int thread)
 {
     const struct plan *p = &call->p;
     char *at = call->scratch + (size_t)thread * p->thread_bytes;
-    return (struct scratch){.own = (float *)(void *)at,
-                            .m = (float *)(void *)(at + (p->few ? p->u_bytes : p->v_bytes))};
+    return (struct scratch){.own = (float *)(void *)at, .m = (float *)(void *)(at + (p->few ? p->u_bytes : p->v_bytes))};
 }
 
 /* ------------------------------------------------------------------------------------------------ weights */
@@ -181,7 +180,12 @@ static void weights_task(void *argument, size_t task, int thread)
 {
     (void)thread;
     const struct call *call = argument;
-    transform_weights(call->u + task * call->p.u_depth, call, task / call->p.depths, task % call->p.depths);
+    const struct plan *p = &call->p;
+    size_t depth = task % p->depths, used = vgg_min_size(p->width, p->ci - depth * p->width) * p->gemm->nr;
+    float *u = call->u + task * p->u_depth;
+    transform_weights(u, call, task / p->depths, depth);
+    for (size_t e = 0; e < p->elements; e++) /* what is kept has no undefined bytes */
+        memset(u + e * p->u_element + used, 0, (p->u_element - used) * sizeof *u);
 }
 
 /* ------------------------------------------------------------------------------------------------ tiles */

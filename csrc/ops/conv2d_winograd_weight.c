@@ -141,10 +141,10 @@ static void transform_task(void *argument, size_t task, int thread)
         return;
     size_t n = (call->row + row) / p->rows_an_image;
     struct vgg_winograd_input run = {.h = p->h,
-                                      .w = p->w,
-                                      .row = (call->row + row) % p->rows_an_image,
-                                      .column = column,
-                                      .tiles = vgg_min_size(length, p->tiles - column)};
+                                     .w = p->w,
+                                     .row = (call->row + row) % p->rows_an_image,
+                                     .column = column,
+                                     .tiles = vgg_min_size(length, p->tiles - column)};
     if (task % 2 == 0) {
         const struct vgg_conv2d_gradient *g = call->g;
         size_t image = n * g->oh * g->ow * p->k;
@@ -222,14 +222,14 @@ static void finish(const struct call *call, const struct block *block)
     for (size_t c = block->c; c < block->c_end; c++)
         for (size_t tile = block->k; tile < block->k_end; tile++) {
             const struct vgg_winograd_sums sums = {.m = sums_of(p, block, c, 0, tile),
-                                                    .m_element = block->sums_tiles * mr * nr,
-                                                    .m_row = nr,
-                                                    .dw = call->dw + tile * mr * 9 * p->c + c * nr,
-                                                    .dw_row = 9 * p->c,
-                                                    .dw_tap = p->c,
-                                                    .rows = vgg_min_size(mr, p->k - tile * mr),
-                                                    .columns = vgg_min_size(nr, p->c - c * nr),
-                                                    .beta = call->beta != 0};
+                                                   .m_element = block->sums_tiles * mr * nr,
+                                                   .m_row = nr,
+                                                   .dw = call->dw + tile * mr * 9 * p->c + c * nr,
+                                                   .dw_row = 9 * p->c,
+                                                   .dw_tap = p->c,
+                                                   .rows = vgg_min_size(mr, p->k - tile * mr),
+                                                   .columns = vgg_min_size(nr, p->c - c * nr),
+                                                   .beta = call->beta != 0};
             p->output->run.winograd_sums(&sums);
         }
 }

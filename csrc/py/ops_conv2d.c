@@ -47,7 +47,8 @@ static bool check_transformed(struct call *c, const struct vgg_conv2d *s, const 
                      algorithm);
     else
         PyErr_Format(PyExc_ValueError, "conv2d: transformed has shape %s; expected (%zu,) because algorithm is '%s'",
-                     vgg_shape_text(text, sizeof text, transformed->shape, transformed->ndim), bytes / sizeof(float), algorithm);
+                     vgg_shape_text(text, sizeof text, transformed->shape, transformed->ndim), bytes / sizeof(float),
+                     algorithm);
     return false;
 }
 

@@ -351,10 +351,10 @@ static enum vgg_status test_conv2d_transformed_bytes(struct vgg_context *ctx, si
 /* Bytes of the weights that conv2d reads. */
 static size_t conv_weights(const struct vgg_conv2d *s)
 {
-    struct vgg_context ctx = {.backend = &vgg_cpu_backend, .threads = 1};
+    struct vgg_context ctx = {.backend = cpu, .threads = 1};
     size_t bytes = F(conv_w(s));
     if (s->transformed)
-        vgg_cpu_backend.conv2d_transformed_bytes(&ctx, &bytes, s);
+        (void)cpu->conv2d_transformed_bytes(&ctx, &bytes, s);
     return bytes;
 }
 
