@@ -24,7 +24,8 @@ from vggnet import _C
 rng = np.random.default_rng(0)
 x, w = (rng.standard_normal(s).astype(np.float32) for s in [(2, 9, 11, 19), (37, 3, 3, 19)])
 y = _C.conv2d(x, w, algorithm="direct")
-_C.conv2d(x, w, algorithm="winograd4")
+for algorithm in ("winograd2", "winograd4", "winograd6"):
+    _C.conv2d(x, w, algorithm=algorithm)
 _C.conv2d_backward_weight(y, x, algorithm="winograd4")
 y = y.numpy().tolist()
 state = {"info": _C.build_info(), "kernels": _C.kernels(), "threads": _C.get_num_threads()}

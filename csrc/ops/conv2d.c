@@ -206,28 +206,38 @@ void vgg_conv2d_gradient_row(float *restrict row, const struct vgg_conv2d_gradie
 
 /* ------------------------------------------------------------------------------------------------ choice and entries */
 
-/* Where F(4x4, 3x3) was measured to be faster than direct convolution (AVX2; 16 to 512 channels, maps of 2 x 2 to 28 x 28,
- * batches of 1, 2 and 8): its tiles must be full to the half, and the map large enough to pay for the transforms of the
- * weights, which a batch shares. The weight gradient's are those of dw, and dearer. */
-static bool winograd4_pays(const struct vgg_conv2d *s, enum vgg_direction direction)
+/* Whether the map is at least half of its tiles of side x side. */
+static bool fills_tiles(const struct vgg_conv2d *s, size_t side)
 {
-    enum { CHANNELS = 16 };
+    double tiles = (double)vgg_ceil_div(s->h, side) * (double)vgg_ceil_div(s->w, side);
+    return 2 * (double)s->h * (double)s->w >= tiles * (double)(side * side);
+}
+
+/* What was measured to be the fastest (AVX2; 16 to 512 channels, maps of 2 x 2 to 224 x 224, batches of 1, 2, 4 and 8). A map
+ * must be large enough to pay for the transforms of the weights, which a batch shares; the weight gradient's are those of dw,
+ * and dearer. Of one image with a small map, weights are most of what is read: F(2x2, 3x3) has the fewest. On large maps
+ * F(6x6, 3x3) takes 15 % less time than F(4x4, 3x3), with four times its error; not so with AVX-512, whose products are so
+ * fast that transforms count for more. */
+enum vgg_algorithm vgg_conv2d_algorithm(const struct vgg_conv2d *s, enum vgg_direction direction)
+{
+    enum { CHANNELS = 16, SMALL_PIXELS = 8 * 8, LARGE_SIDE = 64 };
     static const size_t least_pixels[VGG_DIRECTION_COUNT][2] = {
         [VGG_FORWARD] = {[true] = 7 * 7, [false] = 3 * 3},
         [VGG_BACKWARD_INPUT] = {[true] = 7 * 7, [false] = 3 * 3},
         [VGG_BACKWARD_WEIGHT] = {[true] = 12 * 12, [false] = 4 * 4},
     };
-    double pixels = (double)s->h * (double)s->w;
-    double in_tiles = 16 * (double)vgg_ceil_div(s->h, 4) * (double)vgg_ceil_div(s->w, 4);
-    return s->kernel_size == 3 && s->c >= CHANNELS && s->k >= CHANNELS && 2 * pixels >= in_tiles &&
-           pixels >= (double)least_pixels[direction][s->n == 1];
-}
-
-enum vgg_algorithm vgg_conv2d_algorithm(const struct vgg_conv2d *s, enum vgg_direction direction)
-{
     if (s->algorithm != VGG_AUTO)
         return s->algorithm;
-    return winograd4_pays(s, direction) ? VGG_WINOGRAD4 : VGG_DIRECT;
+    double pixels = (double)s->h * (double)s->w;
+    if (s->kernel_size != 3 || s->c < CHANNELS || s->k < CHANNELS || !fills_tiles(s, 4) ||
+        pixels < (double)least_pixels[direction][s->n == 1])
+        return VGG_DIRECT;
+    if (direction == VGG_BACKWARD_WEIGHT)
+        return VGG_WINOGRAD4;
+    if (s->n == 1 && pixels <= SMALL_PIXELS)
+        return VGG_WINOGRAD2;
+    bool large = s->h >= LARGE_SIDE && s->w >= LARGE_SIDE;
+    return large && vgg_isa_selected() != VGG_ISA_AVX512 ? VGG_WINOGRAD6 : VGG_WINOGRAD4;
 }
 
 /* What the call takes; VGG_UNSUPPORTED if it cannot do what it was asked for. */
