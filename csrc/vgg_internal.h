@@ -172,6 +172,50 @@ struct vgg_winograd4_sums {
     bool beta;
 };
 
+/* The fully connected layer for few rows of x: at most the kernel's mr, and any number of outputs.
+ *
+ *   y[n * y_row + o] = epilogue(sum over i of x[n * x_row + i] * w[o * w_row + i] + (bias ? bias[o] : 0))
+ *   epilogue = relu ? max(., 0) : .
+ *
+ * The sum over `block` inputs at a time is one chain in order, blocks are added one after the other: the bits are those of
+ * struct vgg_gemm_tile's sums over blocks. w is float, or bfloat16 (the upper halves of floats). */
+struct vgg_linear_forward {
+    size_t rows, outputs, in, block; /* block: a multiple of 8 */
+    const void *w;
+    bool bfloat16;
+    size_t w_row;
+    const float *x;
+    size_t x_row;
+    const float *bias; /* or NULL */
+    bool relu;
+    float *y;
+    size_t y_row;
+};
+
+/* The gradients of the fully connected layer: rows of c, `tile` of them (at most the kernel's mr) at a time, `columns` wide.
+ *
+ *   c[r * c_row + j] = (carry ? carry[r * carry_row + j] : 0) + sum over p < k of a[r][p] * b[p][j]
+ *                      + (beta ? c[r * c_row + j] : 0)
+ *   a[r][p] = a[r / tile * a_tile + p * tile + r % tile]
+ *   b[p][j] = b[j / nr * b_panel + p * b_row + j % nr]
+ *
+ * carry, then the terms, are one chain in order. With `packed`, scratch of k * nr floats, b is a matrix in place (b_panel is
+ * nr), read once, and what begins at `next` is fetched ahead: rows like b's. Without, b's last panel has all its columns.
+ * Columns of carry are readable up to a multiple of nr. */
+struct vgg_linear_gradient {
+    size_t rows, tile, k, columns;
+    const float *a;
+    size_t a_tile;
+    const float *b, *next;
+    size_t b_row, b_panel;
+    float *packed;      /* or NULL */
+    const float *carry; /* or NULL */
+    size_t carry_row;
+    float *c;
+    size_t c_row;
+    bool beta;
+};
+
 /* What kernels do, one slot each: the slot, and the kernel's member in struct vgg_kernel. */
 enum vgg_slot {
     VGG_SLOT_GEMM,
@@ -180,6 +224,8 @@ enum vgg_slot {
     VGG_SLOT_WINOGRAD4_OUTPUT,
     VGG_SLOT_WINOGRAD4_GRADIENT,
     VGG_SLOT_WINOGRAD4_SUMS,
+    VGG_SLOT_LINEAR_FORWARD,
+    VGG_SLOT_LINEAR_GRADIENT,
     VGG_SLOT_COUNT,
 };
 typedef void vgg_gemm_run(const struct vgg_gemm_tile *);
@@ -188,6 +234,8 @@ typedef void vgg_winograd4_weights_run(const struct vgg_winograd4_weights *);
 typedef void vgg_winograd4_output_run(const struct vgg_winograd4_output *);
 typedef void vgg_winograd4_gradient_run(const struct vgg_winograd4_input *);
 typedef void vgg_winograd4_sums_run(const struct vgg_winograd4_sums *);
+typedef void vgg_linear_forward_run(const struct vgg_linear_forward *);
+typedef void vgg_linear_gradient_run(const struct vgg_linear_gradient *);
 
 /* A row of kernels.def: the kernel, its ISA and its tile. */
 struct vgg_kernel {
@@ -195,7 +243,7 @@ struct vgg_kernel {
     const char *slot_name;
     enum vgg_slot slot;
     enum vgg_isa isa;
-    size_t mr, nr; /* of the other kernels than gemm: the pixels and the channels that are worked on at once */
+    size_t mr, nr; /* winograd4: pixels and channels at once; linear_forward: most rows of x, outputs at once */
     union {
         vgg_gemm_run *gemm;
         vgg_winograd4_input_run *winograd4_input;
@@ -203,6 +251,8 @@ struct vgg_kernel {
         vgg_winograd4_output_run *winograd4_output;
         vgg_winograd4_gradient_run *winograd4_gradient;
         vgg_winograd4_sums_run *winograd4_sums;
+        vgg_linear_forward_run *linear_forward;
+        vgg_linear_gradient_run *linear_gradient;
     } run;
 };
 
@@ -221,6 +271,12 @@ size_t vgg_kernel_uses(const struct vgg_kernel *kernel);
 void vgg_kernel_count_use(const struct vgg_kernel *kernel);
 /* The selected ISA's multiply-add rate on `threads` threads, in float32 operations a second: what benchmarks call the peak. */
 double vgg_fma_peak(int threads);
+/* Rates of plain streams through `bytes` (more than any cache holds) at `data` on `threads` threads, in bytes a second: reads,
+ * writes, and updates in place, which count both. */
+struct vgg_memory_bandwidth {
+    double read, write, update;
+};
+struct vgg_memory_bandwidth vgg_memory_bandwidth(int threads, void *data, size_t bytes);
 
 /* ------------------------------------------------------------------------------------------------ Philox (core/philox.h) */
 
