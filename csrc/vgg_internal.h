@@ -216,6 +216,60 @@ struct vgg_linear_gradient {
     bool beta;
 };
 
+/* The kernels of a 3x3 convolution of few channels, a net's first layer. The input is staged with a border of zeros: an image's
+ * pixel (i, j) at x[(i + 1) * x_row + (j + 1) * c]. */
+
+/* `rows` rows of the map, or `oh` rows of the pooled one; x, y and index begin at the first of them, x with the row above.
+ * A panel has nr output channels (zeros beyond k): the bias in row 0, the weights w[.][r][s][c] in row 1 + (3 r + s) c + c'.
+ * Up to 2 mr pixels beyond the end of a row of x are read. */
+struct vgg_first_forward {
+    const float *x;
+    size_t x_row, c;
+    const float *panels; /* [k / nr][1 + 9 c][nr] */
+    bool relu, pool;
+    bool stream; /* y may go past the caches: it is aligned to 64 bytes, and k a multiple of 16 */
+    float *y;
+    uint8_t *index; /* or NULL; pool only */
+    size_t rows, w, k;
+    size_t oh, ow; /* pool only */
+};
+
+/* g[j * g_pixel + k'] = the gradient of z at pixel (row, column + j), j < columns; zeros from k up to g_pixel, which is a
+ * multiple of the kernel's nr. dy, y and index are one image's; with index they are pooled maps of oh by ow. */
+struct vgg_first_gradient {
+    const float *dy, *y;  /* y or NULL */
+    const uint8_t *index; /* or NULL */
+    size_t oh, ow, k;
+    size_t row, column, columns;
+    float *g;
+    size_t g_pixel;
+};
+
+/* A row of dx, w by c. g[r] begins at pixel (row + r - 1, -1); mr pixels beyond the end of a row are read.
+ * The weights are those of the kernel's taps turned by half a turn: weights[((3 r + s) * g_pixel / nr + v) * c + c'][nr]. */
+struct vgg_first_input {
+    const float *g[3];
+    size_t g_pixel;
+    const float *weights;
+    float *dx;
+    size_t w, c; /* c <= 4 */
+};
+
+/* sums[q][k'] += sum over the block's pixels of g[.][k'] * x[.][q], where q = (3 r + s) c + c' is the pixel's neighbour and
+ * channel; sums[9 c][k'] += sum of g[.][k']. A block's sum is made before it is added. The block has rows of `columns` pixels,
+ * which follow each other in g and are x_row apart in x; x begins with the first pixel's neighbours. g_pixel is a multiple of
+ * the kernel's nr. Meanwhile ahead_bytes from either address in `ahead` are fetched, for the next block. */
+struct vgg_first_weight {
+    const float *x;
+    size_t x_row, c;
+    const float *g;
+    size_t g_pixel;
+    size_t rows, columns;
+    float *sums; /* [9 c + 1][g_pixel] */
+    const float *ahead[2];
+    size_t ahead_bytes; /* may be 0 */
+};
+
 /* What kernels do, one slot each: the slot, and the kernel's member in struct vgg_kernel. */
 enum vgg_slot {
     VGG_SLOT_GEMM,
@@ -226,6 +280,10 @@ enum vgg_slot {
     VGG_SLOT_WINOGRAD4_SUMS,
     VGG_SLOT_LINEAR_FORWARD,
     VGG_SLOT_LINEAR_GRADIENT,
+    VGG_SLOT_FIRST_FORWARD,
+    VGG_SLOT_FIRST_GRADIENT,
+    VGG_SLOT_FIRST_INPUT,
+    VGG_SLOT_FIRST_WEIGHT,
     VGG_SLOT_COUNT,
 };
 typedef void vgg_gemm_run(const struct vgg_gemm_tile *);
@@ -236,6 +294,10 @@ typedef void vgg_winograd4_gradient_run(const struct vgg_winograd4_input *);
 typedef void vgg_winograd4_sums_run(const struct vgg_winograd4_sums *);
 typedef void vgg_linear_forward_run(const struct vgg_linear_forward *);
 typedef void vgg_linear_gradient_run(const struct vgg_linear_gradient *);
+typedef void vgg_first_forward_run(const struct vgg_first_forward *);
+typedef void vgg_first_gradient_run(const struct vgg_first_gradient *);
+typedef void vgg_first_input_run(const struct vgg_first_input *);
+typedef void vgg_first_weight_run(const struct vgg_first_weight *);
 
 /* A row of kernels.def: the kernel, its ISA and its tile. */
 struct vgg_kernel {
@@ -253,6 +315,10 @@ struct vgg_kernel {
         vgg_winograd4_sums_run *winograd4_sums;
         vgg_linear_forward_run *linear_forward;
         vgg_linear_gradient_run *linear_gradient;
+        vgg_first_forward_run *first_forward;
+        vgg_first_gradient_run *first_gradient;
+        vgg_first_input_run *first_input;
+        vgg_first_weight_run *first_weight;
     } run;
 };
 

@@ -26,6 +26,9 @@ x, w = (rng.standard_normal(s).astype(np.float32) for s in [(2, 9, 11, 19), (37,
 y = _C.conv2d(x, w, algorithm="direct")
 _C.conv2d(x, w, algorithm="winograd4")
 _C.conv2d_backward_weight(y, x, algorithm="winograd4")
+_C.conv2d(x[..., :3], w[..., :3])
+_C.conv2d_backward_input(y, w[..., :3])
+_C.conv2d_backward_weight(y, x[..., :3])
 _C.linear_backward_weight(_C.linear(x[0, :8, 0], w[:, 0, 0]), x[0, :8, 0])
 y = y.numpy().tolist()
 state = {"info": _C.build_info(), "kernels": _C.kernels(), "threads": _C.get_num_threads()}
