@@ -174,6 +174,104 @@ struct vgg_winograd_sums {
     bool beta;
 };
 
+/* The fully connected layer for few rows of x: at most the kernel's mr, and any number of outputs.
+ *
+ *   y[n * y_row + o] = epilogue(sum over i of x[n * x_row + i] * w[o * w_row + i] + (bias ? bias[o] : 0))
+ *   epilogue = relu ? max(., 0) : .
+ *
+ * The sum over `block` inputs at a time is one chain in order, blocks are added one after the other: the bits are those of
+ * struct vgg_gemm_tile's sums over blocks. w is float, or bfloat16 (the upper halves of floats). */
+struct vgg_linear_forward {
+    size_t rows, outputs, in, block; /* block: a multiple of 8 */
+    const void *w;
+    bool bfloat16;
+    size_t w_row;
+    const float *x;
+    size_t x_row;
+    const float *bias; /* or NULL */
+    bool relu;
+    float *y;
+    size_t y_row;
+};
+
+/* The gradients of the fully connected layer: rows of c, `tile` of them (at most the kernel's mr) at a time, `columns` wide.
+ *
+ *   c[r * c_row + j] = (carry ? carry[r * carry_row + j] : 0) + sum over p < k of a[r][p] * b[p][j]
+ *                      + (beta ? c[r * c_row + j] : 0)
+ *   a[r][p] = a[r / tile * a_tile + p * tile + r % tile]
+ *   b[p][j] = b[j / nr * b_panel + p * b_row + j % nr]
+ *
+ * carry, then the terms, are one chain in order. With `packed`, scratch of k * nr floats, b is a matrix in place (b_panel is
+ * nr), read once, and what begins at `next` is fetched ahead: rows like b's. Without, b's last panel has all its columns.
+ * Columns of carry are readable up to a multiple of nr. */
+struct vgg_linear_gradient {
+    size_t rows, tile, k, columns;
+    const float *a;
+    size_t a_tile;
+    const float *b, *next;
+    size_t b_row, b_panel;
+    float *packed;      /* or NULL */
+    const float *carry; /* or NULL */
+    size_t carry_row;
+    float *c;
+    size_t c_row;
+    bool beta;
+};
+
+/* The kernels of a 3x3 convolution of few channels, a net's first layer. The input is staged with a border of zeros: an image's
+ * pixel (i, j) at x[(i + 1) * x_row + (j + 1) * c]. */
+
+/* `rows` rows of the map, or `oh` rows of the pooled one; x, y and index begin at the first of them, x with the row above.
+ * A panel has nr output channels (zeros beyond k): the bias in row 0, the weights w[.][r][s][c] in row 1 + (3 r + s) c + c'.
+ * Up to 2 mr pixels beyond the end of a row of x are read. */
+struct vgg_first_forward {
+    const float *x;
+    size_t x_row, c;
+    const float *panels; /* [k / nr][1 + 9 c][nr] */
+    bool relu, pool;
+    bool stream; /* y may go past the caches: it is aligned to 64 bytes, and k a multiple of 16 */
+    float *y;
+    uint8_t *index; /* or NULL; pool only */
+    size_t rows, w, k;
+    size_t oh, ow; /* pool only */
+};
+
+/* g[j * g_pixel + k'] = the gradient of z at pixel (row, column + j), j < columns; zeros from k up to g_pixel, which is a
+ * multiple of the kernel's nr. dy, y and index are one image's; with index they are pooled maps of oh by ow. */
+struct vgg_first_gradient {
+    const float *dy, *y;  /* y or NULL */
+    const uint8_t *index; /* or NULL */
+    size_t oh, ow, k;
+    size_t row, column, columns;
+    float *g;
+    size_t g_pixel;
+};
+
+/* A row of dx, w by c. g[r] begins at pixel (row + r - 1, -1); mr pixels beyond the end of a row are read.
+ * The weights are those of the kernel's taps turned by half a turn: weights[((3 r + s) * g_pixel / nr + v) * c + c'][nr]. */
+struct vgg_first_input {
+    const float *g[3];
+    size_t g_pixel;
+    const float *weights;
+    float *dx;
+    size_t w, c; /* c <= 4 */
+};
+
+/* sums[q][k'] += sum over the block's pixels of g[.][k'] * x[.][q], where q = (3 r + s) c + c' is the pixel's neighbour and
+ * channel; sums[9 c][k'] += sum of g[.][k']. A block's sum is made before it is added. The block has rows of `columns` pixels,
+ * which follow each other in g and are x_row apart in x; x begins with the first pixel's neighbours. g_pixel is a multiple of
+ * the kernel's nr. Meanwhile ahead_bytes from either address in `ahead` are fetched, for the next block. */
+struct vgg_first_weight {
+    const float *x;
+    size_t x_row, c;
+    const float *g;
+    size_t g_pixel;
+    size_t rows, columns;
+    float *sums; /* [9 c + 1][g_pixel] */
+    const float *ahead[2];
+    size_t ahead_bytes; /* may be 0 */
+};
+
 /* What kernels do: SLOT(enumerator, name). */
 #define VGG_EACH_SLOT(SLOT) \
     SLOT(GEMM, gemm) \
@@ -187,7 +285,13 @@ struct vgg_winograd_sums {
     SLOT(WINOGRAD4_SUMS, winograd4_sums) \
     SLOT(WINOGRAD6_INPUT, winograd6_input) \
     SLOT(WINOGRAD6_WEIGHTS, winograd6_weights) \
-    SLOT(WINOGRAD6_OUTPUT, winograd6_output)
+    SLOT(WINOGRAD6_OUTPUT, winograd6_output) \
+    SLOT(LINEAR_FORWARD, linear_forward) \
+    SLOT(LINEAR_GRADIENT, linear_gradient) \
+    SLOT(FIRST_FORWARD, first_forward) \
+    SLOT(FIRST_GRADIENT, first_gradient) \
+    SLOT(FIRST_INPUT, first_input) \
+    SLOT(FIRST_WEIGHT, first_weight)
 
 #define VGG_SLOT_ENUMERATOR(enumerator, name) VGG_SLOT_##enumerator,
 enum vgg_slot { VGG_EACH_SLOT(VGG_SLOT_ENUMERATOR) VGG_SLOT_COUNT };
@@ -198,13 +302,19 @@ typedef void vgg_winograd_weights_run(const struct vgg_winograd_weights *);
 typedef void vgg_winograd_output_run(const struct vgg_winograd_output *);
 typedef void vgg_winograd_gradient_run(const struct vgg_winograd_input *);
 typedef void vgg_winograd_sums_run(const struct vgg_winograd_sums *);
+typedef void vgg_linear_forward_run(const struct vgg_linear_forward *);
+typedef void vgg_linear_gradient_run(const struct vgg_linear_gradient *);
+typedef void vgg_first_forward_run(const struct vgg_first_forward *);
+typedef void vgg_first_gradient_run(const struct vgg_first_gradient *);
+typedef void vgg_first_input_run(const struct vgg_first_input *);
+typedef void vgg_first_weight_run(const struct vgg_first_weight *);
 
 /* A row of kernels.def: the kernel, its ISA and its tile. */
 struct vgg_kernel {
     const char *name; /* "vgg_sgemm_6x16__avx2" */
     enum vgg_slot slot;
     enum vgg_isa isa;
-    size_t mr, nr; /* of the other kernels than gemm: the pixels and the channels that are worked on at once */
+    size_t mr, nr; /* Winograd: pixels and channels at once; linear_forward: most rows of x, outputs at once */
     union {
         vgg_gemm_run *gemm;
         vgg_winograd_input_run *winograd_input;
@@ -212,6 +322,12 @@ struct vgg_kernel {
         vgg_winograd_output_run *winograd_output;
         vgg_winograd_gradient_run *winograd_gradient;
         vgg_winograd_sums_run *winograd_sums;
+        vgg_linear_forward_run *linear_forward;
+        vgg_linear_gradient_run *linear_gradient;
+        vgg_first_forward_run *first_forward;
+        vgg_first_gradient_run *first_gradient;
+        vgg_first_input_run *first_input;
+        vgg_first_weight_run *first_weight;
     } run;
 };
 
@@ -231,6 +347,12 @@ size_t vgg_kernel_uses(const struct vgg_kernel *kernel);
 void vgg_kernel_count_use(const struct vgg_kernel *kernel);
 /* The selected ISA's multiply-add rate on `threads` threads, in float32 operations a second: what benchmarks call the peak. */
 double vgg_fma_peak(int threads);
+/* Rates of plain streams through `bytes` (more than any cache holds) at `data` on `threads` threads, in bytes a second: reads,
+ * writes, and updates in place, which count both. */
+struct vgg_memory_bandwidth {
+    double read, write, update;
+};
+struct vgg_memory_bandwidth vgg_memory_bandwidth(int threads, void *data, size_t bytes);
 
 /* ------------------------------------------------------------------------------------------------ Philox (core/philox.h) */
 

@@ -82,6 +82,7 @@ calls = {
     "reset_peak_memory": _C.reset_peak_memory,
     "cpu_backend_capsule": _C.cpu_backend_capsule,
     "fma_peak": lambda: None,
+    "memory_bandwidth": lambda: None,
     "register_backend": lambda: error(lambda: _C.register_backend(_C.cpu_backend_capsule())),
     "_select_isa": lambda: _C._select_isa(""),
     "_fail_allocation": lambda: _C._fail_allocation(0),

@@ -58,7 +58,10 @@ def test_the_table_tells_times_ratios_and_settings(peers):
     assert "| peak memory, training step, batch 32, GB | 3.00 | 4.00 (1.33x) |  |" in lines
     assert "| import, ms | 100 | 2000 (20.00x) | 50 (0.50x) |" in lines
     assert "- ncnn 3: float32" in lines
-    assert lines[-1] == "- answers differ from vggnet's by at most 3.0e-03 (relative L2)"
+    assert lines[-2:] == [
+        "- class scores differ from vggnet's by at most 2.0e-06 (relative L2)",
+        "- gradients of conv1_1 differ from vggnet's by at most 3.0e-03 (relative L2)",
+    ]
 
 
 def test_a_report_replaces_its_part_of_the_page(peers, tmp_path):

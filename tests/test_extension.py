@@ -39,6 +39,16 @@ def test_fma_peak():
         _C.fma_peak(0)
 
 
+def test_memory_bandwidth():
+    rates = _C.memory_bandwidth()
+    assert set(rates) == {"read", "write", "update"} and min(rates.values()) > 1e8
+    with pytest.raises(ValueError, match="threads is 0"):
+        _C.memory_bandwidth(0)
+    _C._fail_allocation(1)
+    with pytest.raises(MemoryError):
+        _C.memory_bandwidth()
+
+
 def test_nothing_leaks():
     """Every function and type, and an error on each path: neither Python objects nor tensor memory grows."""
     run = python((Path(__file__).parent / "leaks.py").read_text(), VGGNET_NUM_THREADS="1")

@@ -16,6 +16,8 @@ SHAPES = (
     [(n, 37, 35) for n in range(1, 16)]
     + [(3, i, 34 - i) for i in range(1, 34)]
     + [(0, 5, 7), (1, 1, 1), (1, 1025, 3), (2, 3, 1025), (17, 260, 131), (64, 64, 64), (1, 4096, 10)]
+    # every way of the input gradient: few rows of w at a time, more, and a block of them; on AVX-512 too
+    + [(5, 140, 300), (16, 70, 300), (37, 70, 300), (90, 40, 260)]
 )
 
 
@@ -115,7 +117,7 @@ def test_integers_are_exact(shape, offset):
         tolerance.assert_exact(result, value)
 
 
-@pytest.mark.parametrize("shape", [(1, 300, 200), (13, 129, 77), (64, 512, 48)], ids=label)
+@pytest.mark.parametrize("shape", [(1, 300, 200), (13, 129, 77), (64, 512, 48), (3, 3000, 400)], ids=label)
 def test_threads_give_equal_bits(isa, rng, threads, shape):
     x, w, b, dy = dense(rng, *shape)
     results = []
@@ -126,7 +128,7 @@ def test_threads_give_equal_bits(isa, rng, threads, shape):
         assert all(a.tobytes() == b.tobytes() for a, b in zip(results[0], other, strict=True))
 
 
-@pytest.mark.parametrize("shape", [(29, 70, 33), (8, 1030, 65)], ids=label)
+@pytest.mark.parametrize("shape", [(29, 70, 33), (8, 1030, 65), (40, 1030, 300), (90, 70, 140)], ids=label)
 def test_splitting_a_batch_gives_equal_bits(isa, rng, shape):
     x, w, b, dy = dense(rng, *shape)
     y, dx = forward(x, w, b), backward_input(dy, w)

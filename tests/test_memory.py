@@ -150,3 +150,27 @@ def test_net_d_at_full_size(mode: str) -> None:
     figures = json.loads(done.stdout)
     assert figures["peak"] == figures["plan"]
     assert abs(figures["rss"] - figures["plan"]) <= 0.10 * figures["plan"], figures
+
+
+LOAD = """
+import json, pathlib, sys
+import vggnet.checkpoint
+import vggnet as vgg
+
+def rss():
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+before = rss()
+model = vgg.load(sys.argv[1])
+print(json.dumps({"rss": rss() - before, "parameters": 4 * model.num_parameters}))
+"""
+
+
+def test_loading_does_not_hold_the_weights_twice(tmp_path) -> None:
+    """A file is mapped while it is read, which counts as well; only parts of it may be there beside the model."""
+    path = tmp_path / "model.safetensors"
+    vgg.VGG("A", input_size=32, init="he").save(path)
+    done = subprocess.run([sys.executable, "-c", LOAD, str(path)], capture_output=True, text=True, check=True)
+    figures = json.loads(done.stdout)
+    assert figures["rss"] <= 1.5 * figures["parameters"], figures

@@ -30,6 +30,7 @@ log = logging.getLogger("vggnet")
 # an order that changes from call to call, and equal contents should make equal files.
 METADATA_KEY = "vggnet"
 CHECKSUM_KEY = "sha256"
+COPY_BYTES = 16 << 20  # of an array that are in memory twice while tensors are restored
 
 Array = npt.NDArray[Any]
 
@@ -93,7 +94,8 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[s
         When the file is no safetensors file, is cut short, or its contents do not match its checksum.
     """
     with _open(path) as (file, metadata):
-        arrays = dict(_arrays(path, file))
+        names = sorted(file.keys())
+    arrays = dict(_arrays(path, names))
     _verify(path, arrays.items(), metadata)
     return arrays, metadata
 
@@ -116,19 +118,21 @@ def _open(path: str | os.PathLike[str]) -> Iterator[tuple[Any, dict[str, str]]]:
         raise WeightsError(f"{path}: {_what_is_wrong(path)} ({error})") from error
 
 
-def _arrays(path: object, file: Any) -> Iterator[tuple[str, Array]]:
-    """Name and array of each entry, sorted by name, one at a time."""
-    for name in sorted(file.keys()):
-        try:
-            array = file.get_tensor(name)
-        except (
-            TypeError,
-            AttributeError,
-        ) as error:  # what safetensors raises for bfloat16 and the float8 types
-            kind = file.get_slice(name).get_dtype()
-            raise WeightsError(
-                f"{path}: {name} has type {kind}, which NumPy lacks; save it as float32"
-            ) from error
+def _arrays(path: str | os.PathLike[str], names: Iterable[str]) -> Iterator[tuple[str, Array]]:
+    """Name and array of each entry, one at a time. The file is opened for each: it is mapped, so what was read of it counts as
+    memory of the process while it is open."""
+    for name in names:
+        with _open(path) as (file, _):
+            try:
+                array = file.get_tensor(name)
+            except (
+                TypeError,
+                AttributeError,
+            ) as error:  # what safetensors raises for bfloat16 and the float8 types
+                kind = file.get_slice(name).get_dtype()
+                raise WeightsError(
+                    f"{path}: {name} has type {kind}, which NumPy lacks; save it as float32"
+                ) from error
         yield name, array
 
 
@@ -278,12 +282,13 @@ def verify_tensors(path: str | os.PathLike[str]) -> dict[str, str]:
     Raises as `read_tensors` does.
     """
     with _open(path) as (file, metadata):
-        _verify(path, _arrays(path, file), metadata)
+        names = sorted(file.keys())
+    _verify(path, _arrays(path, names), metadata)
     return metadata
 
 
 def restore_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Any]) -> None:
-    """Copy the arrays of a file into tensors that exist, one at a time; the file has been verified before.
+    """Copy the arrays of a file into tensors that exist, a part at a time; the file has been verified before.
 
     Parameters
     ----------
@@ -305,5 +310,11 @@ def restore_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Any]) ->
             shape = tuple(file.get_slice(name).get_shape())
             if shape != tuple(tensor.shape):
                 raise WeightsError(f"{path}: {name} has shape {shape}; expected {tuple(tensor.shape)}")
-        for name, tensor in tensors.items():
-            tensor.copy_(file.get_tensor(name))
+    for name, tensor in tensors.items():
+        count = tensor.shape[0]
+        row_bytes = tensor.nbytes // max(count, 1)
+        rows = max(COPY_BYTES // max(row_bytes, 1), 1)
+        for first in range(0, count, rows):
+            with _open(path) as (file, _):  # anew, as in _arrays
+                part = file.get_slice(name)[first : min(first + rows, count)]
+            tensor.view(first * row_bytes, part.shape, tensor.dtype).copy_(part)

@@ -566,9 +566,9 @@ def load(path: str | os.PathLike[str], *, device: str = "cpu") -> VGG:
     FileNotFoundError
         If there is no such file.
     """
-    from .checkpoint import read_tensors
+    from .checkpoint import restore_tensors, verify_tensors
 
-    arrays, metadata = read_tensors(path)
+    metadata = verify_tensors(path)
     if metadata.get("format") != FORMAT or "model" not in metadata:
         raise _C.WeightsError(
             f"{os.fspath(path)}: not a model file of vggnet (format {metadata.get('format')!r})"
@@ -577,7 +577,7 @@ def load(path: str | os.PathLike[str], *, device: str = "cpu") -> VGG:
         model = VGG(**json.loads(metadata["model"]), init=None, device=device)
     except (TypeError, ValueError) as error:
         raise _C.WeightsError(f"{os.fspath(path)}: its description makes no model: {error}") from error
-    model.load_parameters(arrays)
+    restore_tensors(path, model.parameters)
     return model
 
 

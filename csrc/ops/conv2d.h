@@ -1,5 +1,6 @@
 /* ops/conv2d.h: what the files of the convolution share: conv2d.c (checks, choice, entries), conv2d_direct.c (forward and
- * input gradient), conv2d_weight.c (weight gradient), conv2d_winograd_weight.c (weight gradient by Winograd). */
+ * input gradient), conv2d_weight.c (weight gradient), conv2d_first.c (all three where channels are few), conv2d_winograd.c and
+ * conv2d_winograd_weight.c (the same by Winograd). */
 #ifndef VGG_CONV2D_H
 #define VGG_CONV2D_H
 
@@ -24,6 +25,17 @@ enum vgg_status vgg_conv2d_direct_workspace(struct vgg_context *ctx, size_t *byt
 enum vgg_status vgg_conv2d_direct(struct vgg_context *ctx, float *y, uint8_t *index, const float *x,
                                   const struct vgg_conv2d_gradient *g, const float *w, const float *b,
                                   const struct vgg_conv2d *s);
+
+/* conv2d_first.c: 3x3 kernels over few channels. vgg_conv2d_first_takes tells whether s is such. */
+bool vgg_conv2d_first_takes(const struct vgg_conv2d *s);
+enum vgg_status vgg_conv2d_first_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s,
+                                           enum vgg_direction direction);
+enum vgg_status vgg_conv2d_first(struct vgg_context *ctx, float *y, uint8_t *index, const float *x, const float *w,
+                                 const float *b, const struct vgg_conv2d *s);
+enum vgg_status vgg_conv2d_first_input(struct vgg_context *ctx, float *dx, const struct vgg_conv2d_gradient *g, const float *w,
+                                       const struct vgg_conv2d *s);
+enum vgg_status vgg_conv2d_first_weight(struct vgg_context *ctx, float *dw, float *db, const struct vgg_conv2d_gradient *g,
+                                        const float *x, const struct vgg_conv2d *s, int beta);
 
 /* conv2d_winograd.c: the same, for 3x3 kernels; and the weights of the forward pass, transformed beforehand. */
 enum vgg_status vgg_conv2d_winograd_transformed_bytes(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s);

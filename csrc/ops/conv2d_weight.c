@@ -9,8 +9,8 @@
  *                microkernel, which adds the band's sum, formed in registers, to dw
  *
  * So a long sum is blocked, and its order depends on shapes alone: chunks and bands come in order, and a tile is one
- * task's. Where rows are short (small maps) or channels few (the first layer), x is expanded to the ks * ks * c floats of
- * each pixel's window instead, and the convolution is a 1x1 one with that many channels; dw's layout is the same. */
+ * task's. Where rows are short (small maps), x is expanded to the ks * ks * c floats of each pixel's window instead, and the
+ * convolution is a 1x1 one with that many channels; dw's layout is the same. */
 #include "conv2d.h"
 #include "panels.h"
 
@@ -18,7 +18,6 @@
 
 enum {
     NARROW = 12,           /* maps narrower than this are expanded */
-    FEW = 4,               /* so are inputs of at most so many channels */
     CHUNK_BYTES = 2 << 20, /* of staged panels, about */
     CHUNK_PIXELS = 256,    /* but not fewer: dw is read and written once a chunk */
     BAND_PIXELS = 512,     /* of a sum in registers, at most (but a row) */
@@ -45,7 +44,7 @@ static enum vgg_status make_plan(struct plan *p, struct vgg_context *ctx, const 
 {
     const struct vgg_kernel *gemm = vgg_gemm();
     *p = (struct plan){.n = s->n, .h = s->h, .w = s->w, .c = s->c, .k = s->k, .ks = s->kernel_size, .gemm = gemm};
-    p->flat = p->ks == 1 || p->w < NARROW || p->c <= FEW;
+    p->flat = p->ks == 1 || p->w < NARROW;
     p->border = p->flat ? 0 : (p->ks - 1) / 2;
     p->taps_side = p->flat ? 1 : p->ks;
     p->g_panels = vgg_ceil_div(p->k, gemm->mr);

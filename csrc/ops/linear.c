@@ -1,10 +1,10 @@
 /* ops/linear.c: the fully connected layer and its gradients.
  *
- * fc6's weights are 411 MB, so they are never packed as a whole:
+ * fc6's weights are 411 MB, so they are read, and their gradient written, once, where they lie:
  *
- *   forward          rows of the tile are outputs: w is read in place as A, x is the small, packed operand, and tiles of
- *                    y transposed are written back through scratch
- *   input gradient   w is B: blocks of it are copied to panels as they are used, once a call
+ *   forward          few rows of x: w streams past them (the forward kernel); more: rows of the tile are outputs, w is read
+ *                    in place as A, x is the small, packed operand, and tiles of y transposed are written back through scratch
+ *   input gradient   w is B, in place; few rows of dy: a few rows of w at a time, in long runs
  *   weight gradient  a sum over the batch: both operands are small and packed
  *
  * Sums over inputs and outputs are blocked, always alike, so a row of a result does not depend on the batch. */
@@ -14,11 +14,12 @@
 #include <string.h>
 
 enum {
-    BLOCK = 1024,         /* of a sum: a panel of it stays in the L2 cache */
+    BLOCK = 1024,         /* of a sum over inputs: a panel of it stays in the L2 cache */
     ROW_BLOCK = 64,       /* outputs of a task of the forward pass, about */
-    INPUT_PANELS = 64,    /* most panels of inputs of a task of the input gradient: 4 KiB of a row of w, a page */
-    WEIGHT_PANELS = 16,   /* of the weight gradient: they stay in the L2 cache */
-    W_ROWS = 128,         /* rows of w that the input gradient copies at a time */
+    OUTPUT_BLOCK = 128,   /* of a sum over outputs: a panel of it stays in the L1 cache */
+    COLUMNS = 1024,       /* inputs of a task of the input gradient */
+    FEW_COLUMNS = 3072,   /* of them with few rows of dy: rows of w are read in longer runs */
+    WEIGHT_PANELS = 64,   /* most panels of inputs of a task of the weight gradient */
     SMALL_WORK = 1 << 20, /* multiply-adds that are not worth waking a thread for */
 };
 
@@ -90,8 +91,8 @@ enum vgg_status vgg_linear_backward_weight_check(struct vgg_linear *s, const str
 
 struct call {
     struct vgg_linear s;
-    const struct vgg_kernel *gemm;
-    size_t group;                                   /* gradients: panels of inputs in a task */
+    const struct vgg_kernel *gemm, *few, *gradient;
+    size_t tile, columns;                           /* gradients: rows of a tile, inputs of a task */
     size_t shared_bytes, first_bytes, thread_bytes; /* first_bytes: of the first of two shared parts */
     float *result, *db;
     const float *x, *w, *b, *dy;
@@ -100,26 +101,43 @@ struct call {
     char *scratch;
 };
 
-/* Forward: x packed; scratch: a task's tiles of y transposed. Input gradient: scratch: a block of w. Weight gradient: dy
- * and x packed. */
+/* Rows of w that the input gradient reads at a time: as few as the arithmetic allows, for memory likes long runs; measured. */
+static size_t outputs_at_once(const struct call *call)
+{
+    size_t mr = call->gradient->mr, n = call->s.n;
+    return n <= 2 * mr ? 16 : n <= 6 * mr ? 32 : OUTPUT_BLOCK;
+}
+
+/* Forward: x packed; scratch: a task's tiles of y transposed. Input gradient: dy packed; scratch: a panel of w, and with few
+ * rows their sums so far. Weight gradient: dy and x packed. */
 static enum vgg_status make_call(struct call *call, struct vgg_context *ctx, const struct vgg_linear *s,
                                  enum vgg_direction direction)
 {
-    const struct vgg_kernel *gemm = vgg_gemm();
-    *call = (struct call){.s = *s, .gemm = gemm};
-    size_t batch_panels = vgg_ceil_div(s->n, gemm->nr), second_bytes = 0;
+    const struct vgg_kernel *gemm = vgg_gemm(), *few = vgg_kernel(VGG_SLOT_LINEAR_FORWARD);
+    const struct vgg_kernel *gradient = vgg_kernel(VGG_SLOT_LINEAR_GRADIENT);
+    *call = (struct call){.s = *s, .gemm = gemm, .few = few, .gradient = gradient};
+    size_t second_bytes = 0, nr = gradient->nr;
     bool fits = true;
-    /* Eight tasks at least, but not of single panels: rows are read and written in runs. */
-    call->group = vgg_min_size(direction == VGG_BACKWARD_INPUT ? INPUT_PANELS : WEIGHT_PANELS,
-                               vgg_max_size(4, vgg_ceil_div(s->in, 8 * gemm->nr)));
-    if (direction == VGG_FORWARD)
-        fits = vgg_reserve(&call->first_bytes, batch_panels, s->in, gemm->nr) &&
-               vgg_reserve(&call->thread_bytes, batch_panels, ROW_BLOCK + gemm->mr, gemm->nr);
-    else if (direction == VGG_BACKWARD_INPUT)
-        fits = vgg_reserve(&call->thread_bytes, call->group, W_ROWS, gemm->nr);
-    else
-        fits = vgg_reserve(&call->first_bytes, vgg_ceil_div(s->out, gemm->mr), s->n, gemm->mr) &&
-               vgg_reserve(&second_bytes, vgg_ceil_div(s->in, gemm->nr), s->n, gemm->nr);
+    if (direction == VGG_FORWARD && s->n > few->mr) {
+        size_t panels = vgg_ceil_div(s->n, gemm->nr);
+        fits = vgg_reserve(&call->first_bytes, panels, s->in, gemm->nr) &&
+               vgg_reserve(&call->thread_bytes, panels, ROW_BLOCK + gemm->mr, gemm->nr);
+    } else if (direction == VGG_BACKWARD_INPUT) {
+        size_t tiles = vgg_max_size(1, vgg_ceil_div(s->n, gradient->mr));
+        call->tile = vgg_ceil_div(s->n, tiles);
+        bool few_outputs = outputs_at_once(call) < OUTPUT_BLOCK;
+        size_t most = few_outputs ? FEW_COLUMNS : COLUMNS; /* but eight tasks */
+        call->columns = vgg_min_size(most, vgg_ceil_div(vgg_ceil_div(s->in, 8), nr) * nr);
+        fits = vgg_reserve(&call->first_bytes, tiles, s->out, call->tile) &&
+               vgg_reserve(&call->thread_bytes, 1, OUTPUT_BLOCK, nr) &&
+               (!few_outputs || vgg_reserve(&call->thread_bytes, 1, s->n, call->columns));
+    } else if (direction == VGG_BACKWARD_WEIGHT) {
+        call->tile = gradient->mr;
+        size_t panels = vgg_l2_bytes() / 4 / (vgg_max_size(1, s->n) * nr * sizeof(float));
+        call->columns = nr * vgg_min_size(WEIGHT_PANELS, vgg_max_size(1, vgg_min_size(panels, vgg_ceil_div(s->in, 8 * nr))));
+        fits = vgg_reserve(&call->first_bytes, vgg_ceil_div(s->out, call->tile), s->n, call->tile) &&
+               vgg_reserve(&second_bytes, vgg_ceil_div(s->in, nr), s->n, nr);
+    }
     fits = fits && vgg_add_size(&call->shared_bytes, call->first_bytes, second_bytes);
     return vgg_workspace_fits(ctx, "linear", fits);
 }
@@ -146,7 +164,7 @@ static enum vgg_status begin(struct call *call, struct vgg_context *ctx, const s
     call->scratch = (char *)ctx->workspace + call->shared_bytes;
     if ((double)s->n * (double)s->in * (double)s->out < SMALL_WORK)
         *threads = 1;
-    vgg_kernel_count_use(call->gemm);
+    vgg_kernel_count_use(direction != VGG_FORWARD ? call->gradient : s->n <= call->few->mr ? call->few : call->gemm);
     return VGG_OK;
 }
 
@@ -162,6 +180,30 @@ static void pack_x_task(void *argument, size_t task, int thread)
     size_t begin = task % blocks * BLOCK, end = vgg_min_size(in, begin + BLOCK);
     float *to = call->first + (task / blocks * in + begin) * nr;
     vgg_transpose_to_panel(to, call->x + row * in + begin, in, rows, end - begin, nr);
+}
+
+/* Task: a block of outputs, a batch of few rows. */
+static void forward_few_task(void *argument, size_t task, int thread)
+{
+    (void)thread;
+    const struct call *call = argument;
+    const struct vgg_linear *s = &call->s;
+    size_t begin = task * ROW_BLOCK;
+    const struct vgg_linear_forward t = {
+        .rows = s->n,
+        .outputs = vgg_min_size(ROW_BLOCK, s->out - begin),
+        .in = s->in,
+        .block = BLOCK,
+        .w = call->w + begin * s->in,
+        .w_row = s->in,
+        .x = call->x,
+        .x_row = s->in,
+        .bias = call->b == NULL ? NULL : call->b + begin,
+        .relu = s->relu,
+        .y = call->result + begin,
+        .y_row = s->out,
+    };
+    call->few->run.linear_forward(&t);
 }
 
 /* Task: a block of outputs, all of the batch. tiles[panel][output][j], j a row of x. */
@@ -209,6 +251,10 @@ enum vgg_status vgg_cpu_linear(struct vgg_context *ctx, float *y, const float *x
     call.b = b;
     if (s->n == 0)
         return VGG_OK;
+    if (s->n <= call.few->mr) {
+        vgg_parallel_for(threads, vgg_ceil_div(s->out, ROW_BLOCK), forward_few_task, &call);
+        return VGG_OK;
+    }
     size_t block = ROW_BLOCK / call.gemm->mr * call.gemm->mr;
     vgg_parallel_for(threads, vgg_ceil_div(s->n, call.gemm->nr) * vgg_ceil_div(s->in, BLOCK), pack_x_task, &call);
     vgg_parallel_for(threads, vgg_ceil_div(s->out, block), forward_task, &call);
@@ -217,31 +263,47 @@ enum vgg_status vgg_cpu_linear(struct vgg_context *ctx, float *y, const float *x
 
 /* ------------------------------------------------------------------------------------------------ input gradient */
 
-/* Task: a group of panels of inputs, all of the batch. panels[panel][o][j] of W_ROWS rows o of w at a time. */
+/* Task: a tile of rows of dy, to first[tile][o][row]. */
+static void pack_dy_task(void *argument, size_t task, int thread)
+{
+    (void)thread;
+    const struct call *call = argument;
+    const struct vgg_linear *s = &call->s;
+    size_t row = task * call->tile, rows = vgg_min_size(call->tile, s->n - row);
+    vgg_transpose_to_panel(call->first + row * s->out, call->dy + row * s->out, s->out, rows, s->out, call->tile);
+}
+
+/* Task: some of the inputs, all of the batch. An OUTPUT_BLOCK of rows of w is one chain; where fewer are read at a
+ * time, sums[row][column] is carried on. */
 static void backward_input_task(void *argument, size_t task, int thread)
 {
     const struct call *call = argument;
     const struct vgg_linear *s = &call->s;
-    const struct vgg_kernel *gemm = call->gemm;
-    size_t nr = gemm->nr, first = task * call->group * nr, columns = vgg_min_size(call->group * nr, s->in - first);
-    size_t panels = vgg_ceil_div(columns, nr), tiles = vgg_ceil_div(s->n, gemm->mr);
+    const struct vgg_kernel *gradient = call->gradient;
+    size_t first = task * call->columns, run = outputs_at_once(call);
     float *packed = (float *)(void *)(call->scratch + (size_t)thread * call->thread_bytes);
-    struct vgg_gemm_tile t = {.runs = 1, .a_row = s->out, .a_col = 1, .c_row = s->in};
-    for (size_t o = 0; o < s->out; o += W_ROWS) {
-        t.k = vgg_min_size(W_ROWS, s->out - o);
-        t.beta = o != 0;
-        vgg_to_panels(packed, W_ROWS * nr, call->w + o * s->in + first, s->in, t.k, columns, nr);
-        for (size_t panel = 0; panel < panels; panel++) {
-            t.b = packed + panel * W_ROWS * nr;
-            t.nr = vgg_min_size(nr, columns - panel * nr);
-            size_t n = 0;
-            for (size_t tile = 0; tile < tiles; tile++, n += t.mr) {
-                t.mr = s->n / tiles + (tile < s->n % tiles);
-                t.a = call->dy + n * s->out + o;
-                t.c = call->result + n * s->in + first + panel * nr;
-                gemm->run.gemm(&t);
-            }
-        }
+    float *sums = packed + OUTPUT_BLOCK * gradient->nr;
+    struct vgg_linear_gradient t = {
+        .rows = s->n,
+        .tile = call->tile,
+        .columns = vgg_min_size(call->columns, s->in - first),
+        .a_tile = s->out * call->tile,
+        .b_row = s->in,
+        .b_panel = gradient->nr,
+        .packed = packed,
+        .carry_row = call->columns,
+    };
+    for (size_t o = 0; o < s->out; o += t.k) {
+        t.k = vgg_min_size(run, s->out - o);
+        bool begins = o % OUTPUT_BLOCK == 0, ends = (o + t.k) % OUTPUT_BLOCK == 0 || o + t.k == s->out;
+        t.a = call->first + o * call->tile;
+        t.b = call->w + o * s->in + first;
+        t.next = o + 2 * t.k <= s->out ? t.b + t.k * s->in : t.b;
+        t.carry = begins ? NULL : sums;
+        t.c = ends ? call->result + first : sums;
+        t.c_row = ends ? s->in : call->columns;
+        t.beta = ends && o >= OUTPUT_BLOCK;
+        gradient->run.linear_gradient(&t);
     }
 }
 
@@ -256,7 +318,8 @@ enum vgg_status vgg_cpu_linear_backward_input(struct vgg_context *ctx, float *dx
     call.w = w;
     if (s->n == 0)
         return VGG_OK;
-    vgg_parallel_for(threads, vgg_ceil_div(s->in, call.group * call.gemm->nr), backward_input_task, &call);
+    vgg_parallel_for(threads, vgg_ceil_div(s->n, call.tile), pack_dy_task, &call);
+    vgg_parallel_for(threads, vgg_ceil_div(s->in, call.columns), backward_input_task, &call);
     return VGG_OK;
 }
 
@@ -268,29 +331,34 @@ static void pack_batch_task(void *argument, size_t n, int thread)
     (void)thread;
     const struct call *call = argument;
     const struct vgg_linear *s = &call->s;
-    size_t mr = call->gemm->mr, nr = call->gemm->nr;
+    size_t mr = call->tile, nr = call->gradient->nr;
     vgg_to_panels(call->first + n * mr, s->n * mr, call->dy + n * s->out, s->out, 1, s->out, mr);
     vgg_to_panels(call->second + n * nr, s->n * nr, call->x + n * s->in, s->in, 1, s->in, nr);
 }
 
-/* Task: a group of panels of inputs, all outputs. dw is written in runs of a row. */
+/* Task: some of the inputs, all outputs. dw is written in runs of a row. */
 static void backward_weight_task(void *argument, size_t task, int thread)
 {
     (void)thread;
     const struct call *call = argument;
     const struct vgg_linear *s = &call->s;
-    const struct vgg_kernel *gemm = call->gemm;
-    size_t nr = gemm->nr, begin = task * call->group, end = vgg_min_size(vgg_ceil_div(s->in, nr), begin + call->group);
-    struct vgg_gemm_tile t = {.runs = 1, .k = s->n, .a_row = 1, .a_col = gemm->mr, .c_row = s->in, .beta = call->beta != 0};
-    for (size_t o = 0; o < s->out; o += gemm->mr) {
-        t.mr = vgg_min_size(gemm->mr, s->out - o);
+    size_t first = task * call->columns;
+    struct vgg_linear_gradient t = {
+        .tile = call->tile,
+        .k = s->n,
+        .columns = vgg_min_size(call->columns, s->in - first),
+        .b = call->second + first * s->n,
+        .b_row = call->gradient->nr,
+        .b_panel = s->n * call->gradient->nr,
+        .c_row = s->in,
+        .beta = call->beta != 0,
+    };
+    t.next = t.b;
+    for (size_t o = 0; o < s->out; o += t.rows) {
+        t.rows = vgg_min_size(t.tile, s->out - o);
         t.a = call->first + o * s->n;
-        for (size_t panel = begin; panel < end; panel++) {
-            t.nr = vgg_min_size(nr, s->in - panel * nr);
-            t.b = call->second + panel * s->n * nr;
-            t.c = call->result + o * s->in + panel * nr;
-            gemm->run.gemm(&t);
-        }
+        t.c = call->result + o * s->in + first;
+        call->gradient->run.linear_gradient(&t);
     }
 }
 
@@ -327,7 +395,7 @@ enum vgg_status vgg_cpu_linear_backward_weight(struct vgg_context *ctx, float *d
         memset(dw, 0, s->out * s->in * sizeof *dw);
     if (s->n != 0) {
         vgg_parallel_for(threads, s->n, pack_batch_task, &call);
-        vgg_parallel_for(threads, vgg_ceil_div(s->in, call.group * call.gemm->nr), backward_weight_task, &call);
+        vgg_parallel_for(threads, vgg_ceil_div(s->in, call.columns), backward_weight_task, &call);
     }
     vgg_parallel_for(threads, vgg_ceil_div(s->out, BLOCK), bias_task, &call);
     return VGG_OK;

@@ -2,8 +2,9 @@
 #ifndef VGG_PANELS_H
 #define VGG_PANELS_H
 
+#include "../core/lanes.h"
+
 #include <stddef.h>
-#include <stdint.h>
 #include <string.h>
 
 /* The widths of panels: the tiles of kernels.def. A panel's row wants its width as a constant, so that it is a vector or
@@ -61,15 +62,6 @@ static inline void vgg_sum_columns(double *sums, const float *from, size_t from_
     default: vgg_sum_columns_width(sums, from, from_row, rows, columns, width);
     }
 }
-
-typedef float vgg_quad __attribute__((vector_size(16)));
-
-/* Lanes of a and b, 0..3 and 4..7, by number. */
-#if defined(__clang__) || __GNUC__ >= 12
-#define VGG_LANES(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
-#else
-#define VGG_LANES(a, b, i, j, k, l) __builtin_shuffle(a, b, (int32_t __attribute__((vector_size(16)))){i, j, k, l})
-#endif
 
 /* to[column * width + row] = from[row * from_row + column], four by four in registers. */
 static inline void vgg_transpose_quad(float *to, size_t width, const float *from, size_t from_row)

@@ -328,6 +328,37 @@ static PyObject *py_fma_peak(PyObject *module, PyObject *args, PyObject *kwargs)
     return PyFloat_FromDouble(peak);
 }
 
+PyDoc_STRVAR(memory_bandwidth_doc, "memory_bandwidth(threads=1)\n--\n\n"
+                                   "Measured rates of plain streams through 256 MiB by so many threads.\n\n"
+                                   "Returns\n-------\n"
+                                   "dict\n"
+                                   "    \"read\", \"write\" and \"update\" (in place, which counts both), in bytes a second.");
+
+static PyObject *py_memory_bandwidth(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+    enum { BYTES = 256 << 20 };
+    static char *names[] = {"threads", NULL};
+    int threads = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|i:memory_bandwidth", names, &threads))
+        return NULL;
+    if (threads < 1 || threads > 1024) {
+        PyErr_Format(PyExc_ValueError, "memory_bandwidth: threads is %d; expected 1..1024", threads);
+        return NULL;
+    }
+    struct vgg_error error = {.status = VGG_OK};
+    struct vgg_context context = vggpy_context((struct device){&vgg_cpu_backend, 0}, &error);
+    void *data;
+    if (vgg_cpu_backend.allocate(&context, &data, BYTES) != VGG_OK) {
+        vggpy_raise(vggpy_state(module), &error);
+        return NULL;
+    }
+    PyThreadState *thread = PyEval_SaveThread();
+    struct vgg_memory_bandwidth rates = vgg_memory_bandwidth(threads, data, BYTES);
+    PyEval_RestoreThread(thread);
+    vgg_cpu_backend.release(0, data, BYTES);
+    return Py_BuildValue("{s:d,s:d,s:d}", "read", rates.read, "write", rates.write, "update", rates.update);
+}
+
 PyDoc_STRVAR(select_isa_doc, "_select_isa(name, /)\n--\n\n"
                              "For the tests: use this ISA's kernels from now on (\"\": the best's). Returns the previous.");
 
@@ -369,6 +400,7 @@ PyMethodDef vggpy_device_functions[] = {
     {"kernels", py_kernels, METH_NOARGS, kernels_doc},
     {"build_info", py_build_info, METH_NOARGS, build_info_doc},
     {"fma_peak", VGGPY_KEYWORDS(py_fma_peak), fma_peak_doc},
+    {"memory_bandwidth", VGGPY_KEYWORDS(py_memory_bandwidth), memory_bandwidth_doc},
     {"_select_isa", py_select_isa, METH_O, select_isa_doc},
     {"_fail_allocation", py_fail_allocation, METH_O, fail_allocation_doc},
     {NULL, NULL, 0, NULL},
