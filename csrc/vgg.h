@@ -43,7 +43,8 @@ struct vgg_error {
 
 /* ------------------------------------------------------------------------------------------------ arrays */
 
-enum vgg_dtype { VGG_FLOAT32, VGG_INT64, VGG_UINT8, VGG_DTYPE_COUNT };
+/* bfloat16 is the upper half of a float32: for storage only, no arithmetic is done in it. */
+enum vgg_dtype { VGG_FLOAT32, VGG_INT64, VGG_UINT8, VGG_BFLOAT16, VGG_DTYPE_COUNT };
 
 /* Borrows for the length of a call: data stays the owner's. Always C-contiguous. */
 struct vgg_array {
@@ -156,10 +157,13 @@ enum vgg_status vgg_lrn_check(struct vgg_lrn *s, const struct vgg_array *x, cons
  *   z[n][o] = b[o] + sum over i of x[n][i] * w[o][i];   y = relu ? max(z, 0) : z
  *   dx[n][i] = sum over o of dy[n][o] * w[o][i]
  *   dw[o][i] = sum over n of dy[n][o] * x[n][i];   db[o] = sum over n of dy[n][o]
+ *
+ * In the forward pass w may be bfloat16: each weight is widened, exactly, to the float32 that is multiplied and added.
  */
 struct vgg_linear {
     size_t n, in, out;
-    bool relu; /* forward only */
+    bool relu;     /* forward only */
+    bool bfloat16; /* forward only: what w is, else float32 */
 };
 enum vgg_status vgg_linear_check(struct vgg_linear *s, const struct vgg_array *x, const struct vgg_array *w,
                                  const struct vgg_array *b, struct vgg_error *error);
@@ -304,7 +308,7 @@ struct vgg_backend {
 
     enum vgg_status (*linear_workspace)(struct vgg_context *ctx, size_t *bytes, const struct vgg_linear *s,
                                         enum vgg_direction direction);
-    enum vgg_status (*linear)(struct vgg_context *ctx, float *y, const float *x, const float *w, const float *b /* or NULL */,
+    enum vgg_status (*linear)(struct vgg_context *ctx, float *y, const float *x, const void *w, const float *b /* or NULL */,
                               const struct vgg_linear *s);
     enum vgg_status (*linear_backward_input)(struct vgg_context *ctx, float *dx, const float *dy, const float *w,
                                              const struct vgg_linear *s);

@@ -258,6 +258,18 @@ def test_operations_are_bit_equal(backend, case, device):
     assert_same(CASES[case](on("cpu")), CASES[case](on(device)))
 
 
+def test_bfloat16_weights_on_a_device(backend):
+    """Converted by way of the host, multiplied where they are."""
+    x, w = _normal(3, 40), _normal(7, 40)
+    there = _C.tensor(w, dtype="bfloat16", device="test")
+    assert (there.dtype, there.device) == ("bfloat16", "test:0")
+    back = there.to("cpu", "float32")
+    assert back.numpy().tobytes() == _C.tensor(w, dtype="bfloat16").to(dtype="float32").numpy().tobytes()
+    y = ops.linear(_C.tensor(x, device="test"), there)
+    assert y.to("cpu").numpy().tobytes() == ops.linear(x, back).numpy().tobytes()
+    assert there.reshape((280,)).view(0, (1,), "bfloat16").item() == back.numpy()[0, 0]
+
+
 def test_every_entry_is_used(backend):
     before = backend.calls()
     for case in CASES.values():

@@ -194,6 +194,25 @@ def test_damaged_checkpoints_are_set_aside(tmp_path, caplog):
         checkpoints.newest()
 
 
+@pytest.mark.parametrize("part_bytes", [1, 12, 40, 1 << 20])
+def test_tensors_are_restored_in_parts(tmp_path, monkeypatch, part_bytes):
+    """Whatever does not divide: rows of a part, a part of a row, no rows at all."""
+    monkeypatch.setattr("vggnet.checkpoint.COPY_BYTES", part_bytes)
+    shapes = {"a": (7, 3), "b": (5,), "c": (2, 2, 3), "d": (0, 3)}
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    write_tensors(tmp_path / "x", arrays, {})
+    tensors = {name: vgg.empty(array.shape) for name, array in arrays.items()}
+    restore_tensors(tmp_path / "x", tensors)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(tensors[name].numpy(), array)
+    halves = {name: vgg.empty(array.shape, "bfloat16") for name, array in arrays.items()}
+    restore_tensors(tmp_path / "x", halves)
+    for name, array in arrays.items():
+        expected = vgg.tensor(array, dtype="bfloat16").to(dtype="float32").numpy()
+        np.testing.assert_array_equal(halves[name].to(dtype="float32").numpy(), expected)
+
+
 def test_restoring_into_another_network_changes_nothing(tmp_path):
     path = tmp_path / "x"
     write_tensors(path, {"a": np.ones(3, np.float32), "b": np.ones(4, np.float32)}, {})

@@ -223,7 +223,7 @@ def set_field(**fields):
 @pytest.mark.parametrize(
     ("array", "edit", "text"),
     [
-        (np.zeros(2), None, "not float32, int64 or uint8; use vggnet.tensor"),
+        (np.zeros(2), None, "not float32, int64, uint8 or bfloat16; use vggnet.tensor"),
         (np.zeros(2, np.int32), None, "not float32"),
         (np.zeros(2, np.complex64), None, "not float32"),
         (np.zeros(2, np.float32), set_field(lanes=2), "2 lanes"),

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias, final
 import numpy as np
 import numpy.typing as npt
 
-_Dtype: TypeAlias = Literal["float32", "int64", "uint8"]
+_Dtype: TypeAlias = Literal["float32", "int64", "uint8", "bfloat16"]
 _Direction: TypeAlias = Literal["forward", "backward_input", "backward_weight"]
 _Algorithm: TypeAlias = Literal["auto", "direct", "winograd2", "winograd4", "winograd6"]
 _Pool: TypeAlias = bool | Literal["floor", "ceil"]
@@ -184,6 +184,7 @@ def linear_workspace(
     out_features: int,
     direction: _Direction = "forward",
     *,
+    weight_dtype: Literal["float32", "bfloat16"] = "float32",
     device: str = "cpu",
 ) -> int: ...
 def dropout(

@@ -106,15 +106,22 @@ class Work:
     least_bytes: int
 
 
-def _parameter_bytes(layer: Layer, *, bias: bool) -> int:
-    return sum(nbytes(s) for name, s in layer.parameter_shapes.items() if bias or name.endswith("weight"))
+def _parameter_bytes(plan: Plan, layer: Layer, *, bias: bool) -> int:
+    narrow = layer.kind == "linear" and plan.weight_dtype == "bfloat16"
+    return sum(
+        nbytes(shape) // (2 if narrow and name.endswith("weight") else 1)
+        for name, shape in layer.parameter_shapes.items()
+        if bias or name.endswith("weight")
+    )
 
 
 def work(plan: Plan, step: Step, direction: Direction) -> Work:
     """The work of one step of a plan in one direction."""
     layer = step.layer
     x_shape, y_shape = plan.shapes[step.source], plan.shapes[step.result]
-    moved = nbytes(x_shape) + nbytes(y_shape) + _parameter_bytes(layer, bias=direction != "backward_input")
+    moved = (
+        nbytes(x_shape) + nbytes(y_shape) + _parameter_bytes(plan, layer, bias=direction != "backward_input")
+    )
     if layer.kind == "conv":
         w_shape = layer.parameter_shapes[f"{layer.name}.weight"]
         pool: Any = plan.pool_rounding if step.pool else False
@@ -150,7 +157,7 @@ def traffic(plan: Plan) -> list[Traffic]:
         return sum(nbytes(plan.shapes[getattr(step, of)]) for step in steps)
 
     def weights(steps: Sequence[Step]) -> int:
-        return sum(_parameter_bytes(step.layer, bias=False) for step in steps)
+        return sum(_parameter_bytes(plan, step.layer, bias=False) for step in steps)
 
     def transformed(step: Step, direction: Direction) -> int:
         """Bytes of the weights as Winograd's algorithm multiplies them."""
@@ -161,7 +168,7 @@ def traffic(plan: Plan) -> list[Traffic]:
     relus = [step for step in weighted if step.layer.kind == "linear" and step.relu]
     others = [step for step in plan.steps if not step.layer.parameter_shapes]
     x, y, inner = maps(weighted, of="source"), maps(weighted, of="result"), maps(weighted[1:], of="source")
-    parameters = sum(_parameter_bytes(step.layer, bias=True) for step in weighted)
+    parameters = sum(_parameter_bytes(plan, step.layer, bias=True) for step in weighted)
     return [
         Traffic("forward: x and w read, y written", x + parameters + y, True),
         Traffic("gradient to the weights: x and dy read, dw written", x + y + parameters, True),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ILSVRC_MEAN = (123.68, 116.779, 103.939)  # RGB, 0..255 scale: of the authors' released models
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, which turns an RGB mean into that of gray images
 FORMAT = "vggnet-1"
+WEIGHT_DTYPES = ("float32", "bfloat16")
 DENSE_MEMORY = 1 << 30  # bytes of maps in one band of a dense pass, unless told otherwise
 
 
@@ -54,6 +55,8 @@ class VGG:
         How odd heights and widths are halved; "ceil" is Caffe's. Only maps of images that are no multiple of 32 differ.
     precision : "float32"
     device : str
+    weight_dtype : "float32" | "bfloat16"
+        What the weights of fc6, fc7 and fc8, nine tenths of all, are stored as; "bfloat16" is for inference, see `load`.
     scale : int or (lowest, highest), optional
         Shorter side S that training images were rescaled to; `train.fit` sets it, and scales of testing follow it where none
         are given (paper, section 4.1).
@@ -89,6 +92,7 @@ class VGG:
         pool_rounding: str = "floor",
         precision: str = "float32",
         device: str = "cpu",
+        weight_dtype: str = "float32",
         scale: int | Sequence[int] | None = None,
     ) -> None:
         from .preprocess import Preprocessing  # Pillow is not needed to import vggnet
@@ -97,8 +101,14 @@ class VGG:
         _check_choice("pool_rounding", pool_rounding, ("floor", "ceil"))
         _check_choice("in_channels", in_channels, (1, 3))
         _check_choice("precision", precision, ("float32",))
+        _check_choice("weight_dtype", weight_dtype, WEIGHT_DTYPES)
         if init is not None:
             _check_choice("init", init, INITS)
+            if weight_dtype != "float32":
+                raise ValueError(
+                    f"VGG: weight_dtype is {weight_dtype!r}, which is for inference; expected init=None, "
+                    f"or use vggnet.load(path, weight_dtype={weight_dtype!r})"
+                )
         if input_size < STRIDE or input_size % STRIDE:
             raise ValueError(f"VGG: input_size is {input_size}; expected a multiple of {STRIDE}")
         for name, value in (("num_classes", num_classes), ("fc_width", fc_width)):
@@ -126,6 +136,7 @@ class VGG:
         self.pool_rounding = pool_rounding
         self.precision = precision
         self.device = device
+        self.weight_dtype = weight_dtype
         self.preprocessing = Preprocessing(
             mean=mean, channels="gray" if in_channels == 1 else "RGB", input_size=input_size
         )
@@ -138,7 +149,11 @@ class VGG:
         )
         shapes = parameter_shapes(self.layers)
         make = _C.zeros if init is None else _C.empty
-        tensors = {name: make(shape, device=device) for name, shape in shapes.items()}
+        narrow = {f"{layer.name}.weight" for layer in self.layers if layer.kind == "linear"}
+        tensors = {
+            name: make(shape, weight_dtype if name in narrow else "float32", device=device)  # type: ignore[arg-type]
+            for name, shape in shapes.items()
+        }
         if init is not None:
             initialise(tensors, init, seed)
         # Weights change in place only (sgd_, copy_, load), which bumps the version that cached transforms are keyed by.
@@ -170,6 +185,11 @@ class VGG:
     def _plan(
         self, shape: Sequence[int], layers: Sequence[str] | None, *, training: bool, keep: bool
     ) -> Plan:
+        if training and self.weight_dtype != "float32":
+            raise ValueError(
+                f"training=True: this model has weight_dtype {self.weight_dtype!r}, which is for inference; "
+                f"load it with weight_dtype='float32' to train"
+            )
         names = self.layer_names
         taps = ("fc8",) if layers is None else tuple(layers)
         if not taps:
@@ -195,6 +215,7 @@ class VGG:
             dropout=training and self.dropout > 0.0,
             keep=keep,
             device=self.device,
+            weight_dtype=self.weight_dtype,
         )
 
     def transformed_weights(self, layer: Layer, x_shape: Sequence[int]) -> _C.Tensor:
@@ -247,7 +268,7 @@ class VGG:
         TypeError
             If x holds uint8: images go through `predict` or `vggnet.evaluate`.
         ValueError
-            For a shape that does not fit or an unknown layer.
+            For a shape that does not fit or an unknown layer, and for training with a weight_dtype other than "float32".
 
         Examples
         --------
@@ -347,7 +368,7 @@ class VGG:
         shape = (batch, height, width, self.in_channels)
         whole = (height, width) == (self.input_size, self.input_size)
         plan = self._plan(shape, None if whole else ["pool5"], training=training, keep=training)
-        parameters = self.num_parameters * FLOAT_BYTES
+        parameters = sum(tensor.nbytes for tensor in self.parameters.values())
         bytes_by_purpose = MemoryPlan(parameters=parameters, input=nbytes(shape))
         if training:
             backward = plan.backward_arena(plan.steps, weights=True)
@@ -520,7 +541,17 @@ class VGG:
         """Write the model to a safetensors file, with configuration, preprocessing, class names and a checksum.
 
         The file appears whole or not at all: it is written beside `path`, flushed, and renamed.
+
+        Raises
+        ------
+        ValueError
+            If weight_dtype is not "float32": the file that the model was loaded from holds the weights whole.
         """
+        if self.weight_dtype != "float32":
+            raise ValueError(
+                f"save: this model has weight_dtype {self.weight_dtype!r}, a copy rounded for inference; "
+                f"keep the file it was loaded from"
+            )
         from .checkpoint import write_tensors
 
         metadata = {
@@ -551,13 +582,17 @@ class VGG:
             self.parameters[name].copy_(array)
 
 
-def load(path: str | os.PathLike[str], *, device: str = "cpu") -> VGG:
+def load(path: str | os.PathLike[str], *, device: str = "cpu", weight_dtype: str = "float32") -> VGG:
     """Read a model that `VGG.save` or training wrote.
 
     Parameters
     ----------
     path : path of a safetensors file
     device : str
+    weight_dtype : "float32" | "bfloat16"
+        "bfloat16" rounds the weights of fc6, fc7 and fc8 to bfloat16, which halves their memory and the time that one image
+        takes in these layers; sums are still made in float32. Weights of convolutions and biases stay float32. Such a model is
+        for inference: it can't be trained or saved.
 
     Raises
     ------
@@ -568,13 +603,14 @@ def load(path: str | os.PathLike[str], *, device: str = "cpu") -> VGG:
     """
     from .checkpoint import restore_tensors, verify_tensors
 
+    _check_choice("weight_dtype", weight_dtype, WEIGHT_DTYPES)
     metadata = verify_tensors(path)
     if metadata.get("format") != FORMAT or "model" not in metadata:
         raise _C.WeightsError(
             f"{os.fspath(path)}: not a model file of vggnet (format {metadata.get('format')!r})"
         )
     try:
-        model = VGG(**json.loads(metadata["model"]), init=None, device=device)
+        model = VGG(**json.loads(metadata["model"]), init=None, device=device, weight_dtype=weight_dtype)
     except (TypeError, ValueError) as error:
         raise _C.WeightsError(f"{os.fspath(path)}: its description makes no model: {error}") from error
     restore_tensors(path, model.parameters)

@@ -105,7 +105,7 @@ class Plan:
     pool_rounding : "floor" | "ceil"
     dropout : whether dropout is applied (training with p > 0)
     keep : keep the maps that backward needs; False is for inference: two buffers take turns
-    device : where it will run; workspaces depend on it
+    device, weight_dtype : where it will run, and with which weights of fc6, fc7 and fc8; workspaces depend on both
     """
 
     def __init__(
@@ -118,11 +118,13 @@ class Plan:
         dropout: bool,
         keep: bool,
         device: str,
+        weight_dtype: str = "float32",
     ) -> None:
         self.keep = keep
         self.taps = tuple(taps)
         self.pool_rounding = pool_rounding
         self.device = device
+        self.weight_dtype = weight_dtype
         self.shapes: dict[str, Shape] = {"data": shape}
         self.alias: dict[str, str] = {}  # a layer that changes nothing -> the map that stands for it
         self.steps = tuple(self._steps(layers, dropout))
@@ -204,6 +206,7 @@ class Plan:
                 layer.inputs,
                 layer.outputs,
                 direction,  # type: ignore[arg-type]
+                weight_dtype=self.weight_dtype,  # type: ignore[arg-type]
                 device=self.device,
             )
         return 0
@@ -411,6 +414,11 @@ class Run:
         Where a ReLU's output is 0 its gradient is 0; pooling gives the gradient to the element that won.
         """
         plan = self._plan
+        if plan.weight_dtype != "float32":
+            raise ValueError(
+                f"backward: the model has weight_dtype {plan.weight_dtype!r}, which is for inference; "
+                f"load it with weight_dtype='float32'"
+            )
         if not plan.keep:
             raise ValueError("backward: this run kept no maps (keep=False); run with keep=True")
         self._check_weights()

@@ -172,6 +172,11 @@ def fit(
     Velocities, gradients and the input are allocated once. The result does not depend on the number of
     threads.
     """
+    if model.weight_dtype != "float32":
+        raise ValueError(
+            f"fit: model has weight_dtype {model.weight_dtype!r}, which is for inference; "
+            f"load it with weight_dtype='float32'"
+        )
     recipe = Recipe() if recipe is None else recipe
     trainer = _Trainer(
         model, train_data, val_data, recipe, callbacks=callbacks, threads=threads, strict=strict

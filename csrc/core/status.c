@@ -40,6 +40,7 @@ static const struct {
     [VGG_FLOAT32] = {"float32", 4},
     [VGG_INT64] = {"int64", 8},
     [VGG_UINT8] = {"uint8", 1},
+    [VGG_BFLOAT16] = {"bfloat16", 2},
 };
 
 const char *vgg_dtype_name(enum vgg_dtype dtype)

@@ -75,7 +75,7 @@ enum vgg_status vgg_cpu_lrn_backward(struct vgg_context *ctx, float *dx, const f
 /* ops/linear.c */
 enum vgg_status vgg_cpu_linear_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_linear *s,
                                          enum vgg_direction direction);
-enum vgg_status vgg_cpu_linear(struct vgg_context *ctx, float *y, const float *x, const float *w, const float *b,
+enum vgg_status vgg_cpu_linear(struct vgg_context *ctx, float *y, const float *x, const void *w, const float *b,
                                const struct vgg_linear *s);
 enum vgg_status vgg_cpu_linear_backward_input(struct vgg_context *ctx, float *dx, const float *dy, const float *w,
                                               const struct vgg_linear *s);

@@ -25,10 +25,11 @@ enum {
 
 /* ------------------------------------------------------------------------------------------------ checks */
 
-static enum vgg_status expect_matrix(const char *op, const char *name, const struct vgg_array *a, bool batch,
+static enum vgg_status expect_matrix(const char *op, const char *name, const struct vgg_array *a, bool batch, bool bfloat16,
                                      struct vgg_error *error)
 {
-    VGG_TRY(vgg_expect_dtype(op, name, a, VGG_FLOAT32, error));
+    if (!bfloat16 || a->dtype != VGG_BFLOAT16)
+        VGG_TRY(vgg_expect_dtype(op, name, a, VGG_FLOAT32, error));
     VGG_TRY(vgg_expect_ndim(op, name, a, 2, error));
     if (a->shape[1] != 0 && (batch || a->shape[0] != 0))
         return VGG_OK;
@@ -40,8 +41,8 @@ static enum vgg_status expect_matrix(const char *op, const char *name, const str
 enum vgg_status vgg_linear_check(struct vgg_linear *s, const struct vgg_array *x, const struct vgg_array *w,
                                  const struct vgg_array *b, struct vgg_error *error)
 {
-    VGG_TRY(expect_matrix("linear", "x", x, true, error));
-    VGG_TRY(expect_matrix("linear", "w", w, false, error));
+    VGG_TRY(expect_matrix("linear", "x", x, true, false, error));
+    VGG_TRY(expect_matrix("linear", "w", w, false, true, error));
     if (w->shape[1] != x->shape[1]) {
         char text[80];
         return vgg_fail(error, VGG_INVALID_ARGUMENT, "linear: w has shape %s; expected (out, %zu) because x has %zu features",
@@ -54,6 +55,7 @@ enum vgg_status vgg_linear_check(struct vgg_linear *s, const struct vgg_array *x
     s->n = x->shape[0];
     s->in = x->shape[1];
     s->out = w->shape[0];
+    s->bfloat16 = w->dtype == VGG_BFLOAT16;
     return VGG_OK;
 }
 
@@ -61,8 +63,8 @@ enum vgg_status vgg_linear_backward_input_check(struct vgg_linear *s, const stru
                                                 struct vgg_error *error)
 {
     static const char op[] = "linear_backward_input";
-    VGG_TRY(expect_matrix(op, "dy", dy, true, error));
-    VGG_TRY(expect_matrix(op, "w", w, false, error));
+    VGG_TRY(expect_matrix(op, "dy", dy, true, false, error));
+    VGG_TRY(expect_matrix(op, "w", w, false, false, error));
     if (w->shape[0] != dy->shape[1]) {
         char text[80];
         return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: w has shape %s; expected (%zu, in) because dy has %zu features", op,
@@ -76,8 +78,8 @@ enum vgg_status vgg_linear_backward_weight_check(struct vgg_linear *s, const str
                                                  struct vgg_error *error)
 {
     static const char op[] = "linear_backward_weight";
-    VGG_TRY(expect_matrix(op, "dy", dy, true, error));
-    VGG_TRY(expect_matrix(op, "x", x, true, error));
+    VGG_TRY(expect_matrix(op, "dy", dy, true, false, error));
+    VGG_TRY(expect_matrix(op, "x", x, true, false, error));
     if (dy->shape[0] != x->shape[0]) {
         char text[80];
         return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: dy has shape %s; expected (%zu, out) because x has %zu rows", op,
@@ -94,8 +96,10 @@ struct call {
     const struct vgg_kernel *gemm, *few, *gradient;
     size_t tile, columns;                           /* gradients: rows of a tile, inputs of a task */
     size_t shared_bytes, first_bytes, thread_bytes; /* first_bytes: of the first of two shared parts */
+    size_t tiles_bytes;                             /* forward: of the first of two parts of a thread's */
     float *result, *db;
-    const float *x, *w, *b, *dy;
+    const float *x, *b, *dy;
+    const void *w;
     int beta;
     float *first, *second; /* shared parts */
     char *scratch;
@@ -108,7 +112,8 @@ static size_t outputs_at_once(const struct call *call)
     return n <= 2 * mr ? 16 : n <= 6 * mr ? 32 : OUTPUT_BLOCK;
 }
 
-/* Forward: x packed; scratch: a task's tiles of y transposed. Input gradient: dy packed; scratch: a panel of w, and with few
+/* Forward: x packed; scratch: a task's tiles of y transposed, and a block of w as float32 if
+ * it is bfloat16. Input gradient: dy packed; scratch: a panel of w, and with few
  * rows their sums so far. Weight gradient: dy and x packed. */
 static enum vgg_status make_call(struct call *call, struct vgg_context *ctx, const struct vgg_linear *s,
                                  enum vgg_direction direction)
@@ -121,7 +126,9 @@ static enum vgg_status make_call(struct call *call, struct vgg_context *ctx, con
     if (direction == VGG_FORWARD && s->n > few->mr) {
         size_t panels = vgg_ceil_div(s->n, gemm->nr);
         fits = vgg_reserve(&call->first_bytes, panels, s->in, gemm->nr) &&
-               vgg_reserve(&call->thread_bytes, panels, ROW_BLOCK + gemm->mr, gemm->nr);
+               vgg_reserve(&call->tiles_bytes, panels, ROW_BLOCK + gemm->mr, gemm->nr);
+        call->thread_bytes = call->tiles_bytes;
+        fits = fits && (!s->bfloat16 || vgg_reserve(&call->thread_bytes, 1, ROW_BLOCK, BLOCK));
     } else if (direction == VGG_BACKWARD_INPUT) {
         size_t tiles = vgg_max_size(1, vgg_ceil_div(s->n, gradient->mr));
         call->tile = vgg_ceil_div(s->n, tiles);
@@ -182,6 +189,13 @@ static void pack_x_task(void *argument, size_t task, int thread)
     vgg_transpose_to_panel(to, call->x + row * in + begin, in, rows, end - begin, nr);
 }
 
+/* w[o][i], whatever its type. */
+static const void *weights(const struct call *call, size_t o, size_t i)
+{
+    size_t size = call->s.bfloat16 ? sizeof(uint16_t) : sizeof(float);
+    return (const char *)call->w + (o * call->s.in + i) * size;
+}
+
 /* Task: a block of outputs, a batch of few rows. */
 static void forward_few_task(void *argument, size_t task, int thread)
 {
@@ -194,7 +208,8 @@ static void forward_few_task(void *argument, size_t task, int thread)
         .outputs = vgg_min_size(ROW_BLOCK, s->out - begin),
         .in = s->in,
         .block = BLOCK,
-        .w = call->w + begin * s->in,
+        .w = weights(call, begin, 0),
+        .bfloat16 = s->bfloat16,
         .w_row = s->in,
         .x = call->x,
         .x_row = s->in,
@@ -206,6 +221,14 @@ static void forward_few_task(void *argument, size_t task, int thread)
     call->few->run.linear_forward(&t);
 }
 
+static void widen(float *restrict to, const uint16_t *restrict from, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        uint32_t bits = (uint32_t)from[i] << 16;
+        memcpy(&to[i], &bits, sizeof bits);
+    }
+}
+
 /* Task: a block of outputs, all of the batch. tiles[panel][output][j], j a row of x. */
 static void forward_task(void *argument, size_t task, int thread)
 {
@@ -215,15 +238,19 @@ static void forward_task(void *argument, size_t task, int thread)
     size_t block = ROW_BLOCK / gemm->mr * gemm->mr, nr = gemm->nr, panels = vgg_ceil_div(s->n, nr);
     size_t begin = task * block, outs = vgg_min_size(block, s->out - begin);
     float *tiles = (float *)(void *)(call->scratch + (size_t)thread * call->thread_bytes);
-    struct vgg_gemm_tile t = {.nr = nr, .runs = 1, .a_row = s->in, .a_col = 1, .c_row = nr};
+    float *wide = (float *)(void *)((char *)tiles + call->tiles_bytes);
+    struct vgg_gemm_tile t = {.nr = nr, .runs = 1, .a_row = s->bfloat16 ? BLOCK : s->in, .a_col = 1, .c_row = nr};
     for (size_t i = 0; i < s->in; i += BLOCK) {
         t.k = vgg_min_size(BLOCK, s->in - i);
         t.beta = i != 0;
+        for (size_t row = 0; s->bfloat16 && row < outs; row++)
+            widen(wide + row * BLOCK, weights(call, begin + row, i), t.k);
+        const float *w = s->bfloat16 ? wide : weights(call, begin, i);
         for (size_t panel = 0; panel < panels; panel++) {
             t.b = call->first + (panel * s->in + i) * nr;
             for (size_t row = 0; row < outs; row += gemm->mr) {
                 t.mr = vgg_min_size(gemm->mr, outs - row);
-                t.a = call->w + (begin + row) * s->in + i;
+                t.a = w + row * t.a_row;
                 t.c = tiles + (panel * block + row) * nr;
                 gemm->run.gemm(&t);
             }
@@ -239,7 +266,7 @@ static void forward_task(void *argument, size_t task, int thread)
     }
 }
 
-enum vgg_status vgg_cpu_linear(struct vgg_context *ctx, float *y, const float *x, const float *w, const float *b,
+enum vgg_status vgg_cpu_linear(struct vgg_context *ctx, float *y, const float *x, const void *w, const float *b,
                                const struct vgg_linear *s)
 {
     struct call call;
@@ -297,7 +324,7 @@ static void backward_input_task(void *argument, size_t task, int thread)
         t.k = vgg_min_size(run, s->out - o);
         bool begins = o % OUTPUT_BLOCK == 0, ends = (o + t.k) % OUTPUT_BLOCK == 0 || o + t.k == s->out;
         t.a = call->first + o * call->tile;
-        t.b = call->w + o * s->in + first;
+        t.b = (const float *)call->w + o * s->in + first;
         t.next = o + 2 * t.k <= s->out ? t.b + t.k * s->in : t.b;
         t.carry = begins ? NULL : sums;
         t.c = ends ? call->result + first : sums;

@@ -9,6 +9,7 @@ int vggpy_numpy_type(enum vgg_dtype dtype)
     case VGG_FLOAT32: return NPY_FLOAT32;
     case VGG_INT64: return NPY_INT64;
     case VGG_UINT8: return NPY_UINT8;
+    case VGG_BFLOAT16: return NPY_UINT16; /* which NumPy lacks: its bits */
     case VGG_DTYPE_COUNT: break;
     }
     return NPY_NOTYPE;
@@ -28,7 +29,7 @@ struct vgg_array vggpy_numpy_array(PyArrayObject *array)
     switch (PyArray_DESCR(array)->kind) {
     case 'f': a.dtype = VGG_FLOAT32; break;
     case 'i': a.dtype = VGG_INT64; break;
-    default: a.dtype = VGG_UINT8;
+    default: a.dtype = PyArray_ITEMSIZE(array) == 1 ? VGG_UINT8 : VGG_BFLOAT16;
     }
     for (int i = 0; i < a.ndim; i++)
         a.shape[i] = (size_t)PyArray_DIM(array, i);
@@ -78,14 +79,51 @@ static bool fits_int64(PyArrayObject *from, PyArrayObject *to, const char *op, c
     return true;
 }
 
+/* A float32 rounded to bfloat16, to even where two are as near. A NaN stays one: its payload loses the low half. */
+static uint16_t to_bfloat16(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    if ((bits & 0x7fffffff) > 0x7f800000)
+        return (uint16_t)(bits >> 16 | 0x40);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+/* A new array of `array`'s elements as float32 (of bfloat16's bits) or as bfloat16's bits (of float32). Takes over the
+ * reference; NULL goes through. */
+static PyArrayObject *convert_bfloat16(PyArrayObject *array, enum vgg_dtype to)
+{
+    PyArrayObject *result =
+        array ? (PyArrayObject *)PyArray_SimpleNew(PyArray_NDIM(array), PyArray_DIMS(array), vggpy_numpy_type(to)) : NULL;
+    if (result) {
+        npy_intp size = PyArray_SIZE(array);
+        const void *from = PyArray_DATA(array);
+        void *data = PyArray_DATA(result);
+        PyThreadState *thread = PyEval_SaveThread();
+        for (npy_intp i = 0; i < size; i++)
+            if (to == VGG_BFLOAT16)
+                ((uint16_t *)data)[i] = to_bfloat16(((const float *)from)[i]);
+            else
+                ((uint32_t *)data)[i] = (uint32_t)((const uint16_t *)from)[i] << 16;
+        PyEval_RestoreThread(thread);
+    }
+    Py_XDECREF((PyObject *)array);
+    return result;
+}
+
 PyArrayObject *vggpy_host_array(const struct vgg_state *state, PyObject *object, const char *op, const char *name,
                                 enum vgg_dtype wanted, bool cast)
 {
     PyArrayObject *any = NULL, *array = NULL;
-    if (vggpy_is_tensor(state, object))
+    if (cast && wanted == VGG_BFLOAT16) /* by way of float32 */
+        return convert_bfloat16(vggpy_host_array(state, object, op, name, VGG_FLOAT32, true), VGG_BFLOAT16);
+    if (vggpy_is_tensor(state, object)) {
         any = (PyArrayObject *)vggpy_tensor_numpy((struct tensor *)object);
-    else
+        if (((struct tensor *)object)->dtype == VGG_BFLOAT16)
+            any = convert_bfloat16(any, VGG_FLOAT32);
+    } else {
         any = any_array(object);
+    }
     if (!any)
         return NULL;
     enum vgg_dtype dtype = natural_dtype(any);
@@ -170,7 +208,7 @@ int vggpy_choice(PyObject *object, const char *op, const char *name, const char 
 
 bool vggpy_dtype(PyObject *object, const char *op, enum vgg_dtype *dtype)
 {
-    static const char *const names[] = {"float32", "int64", "uint8", NULL};
+    static const char *const names[] = {"float32", "int64", "uint8", "bfloat16", NULL};
     int choice = vggpy_choice(object, op, "dtype", names);
     if (choice >= 0)
         *dtype = (enum vgg_dtype)choice;

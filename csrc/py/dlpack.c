@@ -60,7 +60,8 @@ static PyObject *export_capsule(struct tensor *tensor, bool versioned, uint64_t 
     t->data = tensor->data;
     t->device.type = DLPACK_CPU;
     t->ndim = tensor->ndim;
-    t->dtype.code = tensor->dtype == VGG_FLOAT32 ? DLPACK_FLOAT : tensor->dtype == VGG_INT64 ? DLPACK_INT : DLPACK_UINT;
+    static const uint8_t codes[VGG_DTYPE_COUNT] = {DLPACK_FLOAT, DLPACK_INT, DLPACK_UINT, DLPACK_BFLOAT};
+    t->dtype.code = codes[tensor->dtype];
     t->dtype.bits = (uint8_t)(8 * vgg_dtype_size(tensor->dtype));
     t->dtype.lanes = 1;
     t->shape = self->shape;
@@ -189,6 +190,8 @@ static bool import_dtype(const struct dl_tensor *t, enum vgg_dtype *dtype)
         *dtype = VGG_INT64;
     else if ((t->dtype.code == DLPACK_UINT || t->dtype.code == DLPACK_BOOL) && t->dtype.bits == 8)
         *dtype = VGG_UINT8;
+    else if (t->dtype.code == DLPACK_BFLOAT && t->dtype.bits == 16)
+        *dtype = VGG_BFLOAT16;
     else
         return false;
     return true;
@@ -205,7 +208,8 @@ static bool import_check(const struct dl_tensor *t, enum vgg_dtype *dtype, size_
     }
     if (!import_dtype(t, dtype)) {
         PyErr_Format(PyExc_BufferError,
-                     "from_dlpack: DLPack type (code %d, %d bits, %d lanes) is not float32, int64 or uint8; use vggnet.tensor, "
+                     "from_dlpack: DLPack type (code %d, %d bits, %d lanes) is not float32, int64, uint8 or bfloat16; use "
+                     "vggnet.tensor, "
                      "which copies",
                      (int)t->dtype.code, (int)t->dtype.bits, (int)t->dtype.lanes);
         return false;

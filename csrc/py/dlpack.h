@@ -6,8 +6,8 @@
 #include <stdint.h>
 
 enum { DLPACK_MAJOR = 1, DLPACK_MINOR = 0 };
-enum { DLPACK_CPU = 1 };                                                     /* device types */
-enum { DLPACK_INT = 0, DLPACK_UINT = 1, DLPACK_FLOAT = 2, DLPACK_BOOL = 6 }; /* type codes */
+enum { DLPACK_CPU = 1 };                                                                        /* device types */
+enum { DLPACK_INT = 0, DLPACK_UINT = 1, DLPACK_FLOAT = 2, DLPACK_BFLOAT = 4, DLPACK_BOOL = 6 }; /* type codes */
 #define DLPACK_READ_ONLY ((uint64_t)1)
 #define DLPACK_IS_COPIED ((uint64_t)2)
 

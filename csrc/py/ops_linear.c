@@ -5,7 +5,7 @@ PyDoc_STRVAR(linear_doc, "linear(x, w, b=None, *, relu=False, out=None, workspac
                          "Fully connected layer: y = x w^T + b, with ReLU if asked.\n\n"
                          "Parameters\n----------\n"
                          "x : (N, I) float32\n"
-                         "w : (O, I) float32\n"
+                         "w : (O, I) float32 or a bfloat16 Tensor\n"
                          "b : (O,) float32, optional\n"
                          "relu : bool\n"
                          "out : Tensor, optional\n"
@@ -125,36 +125,40 @@ static PyObject *py_linear_backward_weight(PyObject *module, PyObject *args, PyO
 }
 
 PyDoc_STRVAR(linear_workspace_doc,
-             "linear_workspace(rows, in_features, out_features, direction='forward', *, device='cpu')\n--\n\n"
+             "linear_workspace(rows, in_features, out_features, direction='forward', *, weight_dtype='float32', device='cpu')\n"
+             "--\n\n"
              "Bytes that workspace= needs for one call of linear or its gradients.\n\n"
              "Parameters\n----------\n"
              "rows, in_features, out_features : int\n"
              "    N, I and O.\n"
              "direction : {\"forward\", \"backward_input\", \"backward_weight\"}\n"
+             "weight_dtype : {\"float32\", \"bfloat16\"}\n"
              "device : str\n\n"
              "Returns\n-------\n"
              "int");
 
 static PyObject *py_linear_workspace(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"rows", "in_features", "out_features", "direction", "device", NULL};
+    static char *names[] = {"rows", "in_features", "out_features", "direction", "weight_dtype", "device", NULL};
     static const char *const directions[] = {"forward", "backward_input", "backward_weight", NULL};
+    static const char *const weight_dtypes[] = {"float32", "bfloat16", NULL};
     static const char op[] = "linear_workspace";
     struct vgg_state *state = vggpy_state(module);
-    PyObject *rows, *in, *out, *direction_object = NULL;
+    PyObject *rows, *in, *out, *direction_object = NULL, *weight_dtype = NULL;
     const char *device_name = "cpu";
     struct device device;
     uint64_t n, i, o;
-    int direction = VGG_FORWARD;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|O$s:linear_workspace", names, &rows, &in, &out, &direction_object,
-                                     &device_name) ||
+    int direction = VGG_FORWARD, narrow = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|O$Os:linear_workspace", names, &rows, &in, &out, &direction_object,
+                                     &weight_dtype, &device_name) ||
         !vggpy_uint(rows, op, "rows", PTRDIFF_MAX, &n) || !vggpy_uint(in, op, "in_features", PTRDIFF_MAX, &i) ||
         !vggpy_uint(out, op, "out_features", PTRDIFF_MAX, &o) ||
         (direction_object && (direction = vggpy_choice(direction_object, op, "direction", directions)) < 0) ||
+        (weight_dtype && (narrow = vggpy_choice(weight_dtype, op, "weight_dtype", weight_dtypes)) < 0) ||
         !vggpy_device_parse(state, device_name, &device))
         return NULL;
     size_t bytes = 0;
-    struct vgg_linear s = {.n = (size_t)n, .in = (size_t)i, .out = (size_t)o};
+    struct vgg_linear s = {.n = (size_t)n, .in = (size_t)i, .out = (size_t)o, .bfloat16 = narrow != 0};
     struct vgg_error error = {.status = VGG_OK};
     struct vgg_context context = vggpy_context(device, &error);
     if (device.backend->linear_workspace(&context, &bytes, &s, (enum vgg_direction)direction) != VGG_OK) {

@@ -138,7 +138,8 @@ bool vggpy_tensors_overlap(const struct tensor *a, const struct tensor *b);
 
 /* Anything array-like -> a NumPy array in host memory: native, aligned, C-contiguous, of one of our dtypes. Without copying
  * where the object is already so. Floats become float32, bool and uint8 uint8, other integers int64; `wanted` (or
- * VGG_DTYPE_COUNT) int64 also takes uint8 and bool; with `cast`, the array is cast to `wanted`. */
+ * VGG_DTYPE_COUNT) int64 also takes uint8 and bool; with `cast`, the array is cast to `wanted`. Of bfloat16, which NumPy lacks,
+ * an array holds the bits as uint16. */
 PyArrayObject *vggpy_host_array(const struct vgg_state *state, PyObject *object, const char *op, const char *name,
                                 enum vgg_dtype wanted, bool cast);
 struct vgg_array vggpy_numpy_array(PyArrayObject *array); /* borrows; for arrays of vggpy_host_array */

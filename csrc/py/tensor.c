@@ -167,6 +167,10 @@ static int tensor_getbuffer(PyObject *object, Py_buffer *view, int flags)
         PyErr_SetString(PyExc_BufferError, "the tensor is not in host memory; use t.numpy() or t.to(\"cpu\")");
         return -1;
     }
+    if (self->dtype == VGG_BFLOAT16) {
+        PyErr_SetString(PyExc_BufferError, "buffers have no bfloat16; use t.to(dtype=\"float32\")");
+        return -1;
+    }
     if (readonly && (flags & PyBUF_WRITABLE)) {
         PyErr_SetString(PyExc_BufferError,
                         "the tensor's views are read-only; it changes by in-place operations and copy_ only");
@@ -244,7 +248,7 @@ static PyObject *tensor_readonly(PyObject *self, void *closure)
 
 static PyGetSetDef tensor_getset[] = {
     {"shape", tensor_shape, NULL, PyDoc_STR("tuple of int : sizes; the elements are always C-contiguous."), NULL},
-    {"dtype", tensor_dtype, NULL, PyDoc_STR("str : \"float32\", \"int64\" or \"uint8\"."), NULL},
+    {"dtype", tensor_dtype, NULL, PyDoc_STR("str : \"float32\", \"int64\", \"uint8\" or \"bfloat16\"."), NULL},
     {"device", tensor_device, NULL, PyDoc_STR("str : \"cpu\", or a name with a number, as \"cuda:0\"."), NULL},
     {"nbytes", tensor_nbytes, NULL, PyDoc_STR("int : bytes of the elements."), NULL},
     {"ndim", tensor_ndim, NULL, PyDoc_STR("int : number of dimensions."), NULL},
@@ -259,12 +263,23 @@ static PyGetSetDef tensor_getset[] = {
 
 PyDoc_STRVAR(numpy_doc, "numpy($self, /)\n--\n\n"
                         "A NumPy array of the elements: the same memory on the CPU, a copy from other devices.\n\n"
-                        "The array keeps the memory alive. It is read-only after freeze_views() and for read-only imports.");
+                        "The array keeps the memory alive. It is read-only after freeze_views() and for read-only imports.\n\n"
+                        "Raises\n------\n"
+                        "TypeError\n"
+                        "    For bfloat16, which NumPy lacks; use to(dtype=\"float32\").");
+
+/* NumPy has no bfloat16: raises then. */
+static bool numpy_knows(const struct tensor *tensor, const char *op)
+{
+    if (tensor->dtype == VGG_BFLOAT16)
+        PyErr_Format(PyExc_TypeError, "%s: the tensor is bfloat16, which NumPy lacks; use t.to(dtype=\"float32\")", op);
+    return tensor->dtype != VGG_BFLOAT16;
+}
 
 static PyObject *tensor_numpy(PyObject *self, PyObject *unused)
 {
     (void)unused;
-    return vggpy_tensor_numpy((struct tensor *)self);
+    return numpy_knows((struct tensor *)self, "numpy") ? vggpy_tensor_numpy((struct tensor *)self) : NULL;
 }
 
 PyDoc_STRVAR(array_doc, "__array__($self, /, dtype=None, copy=None)\n--\n\n"
@@ -278,7 +293,7 @@ static PyObject *tensor_array(PyObject *object, PyObject *args, PyObject *kwargs
     static char *names[] = {"dtype", "copy", NULL};
     struct tensor *self = (struct tensor *)object;
     PyObject *dtype = Py_None, *copy = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OO:__array__", names, &dtype, &copy))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OO:__array__", names, &dtype, &copy) || !numpy_knows(self, "__array__"))
         return NULL;
     int must_copy = copy == Py_None ? -1 : PyObject_IsTrue(copy);
     if (must_copy == -1 && PyErr_Occurred())
@@ -318,7 +333,8 @@ PyDoc_STRVAR(to_doc, "to($self, /, device=None, dtype=None)\n--\n\n"
                      "device : str, optional\n"
                      "    \"cpu\", or one of vggnet's devices().\n"
                      "dtype : str, optional\n"
-                     "    \"float32\", \"int64\" or \"uint8\"; floats are cut towards zero, as by NumPy's astype.\n\n"
+                     "    \"float32\", \"int64\", \"uint8\" or \"bfloat16\"; floats are cut towards zero, as by NumPy's\n"
+                     "    astype, and rounded to the nearest bfloat16, to even where two are as near.\n\n"
                      "Raises\n------\n"
                      "DeviceError\n"
                      "    If the device is not there.");
@@ -485,12 +501,16 @@ static PyObject *tensor_item(PyObject *object, PyObject *unused)
         float float32;
         int64_t int64;
         uint8_t uint8;
+        uint16_t bfloat16;
+        uint32_t bits;
     } value;
     if (bytes != item)
         return PyErr_Format(PyExc_ValueError, "item: the tensor has %zu elements; expected 1", bytes / item);
     if (!vggpy_transfer(vggpy_state_of(object), self->storage->device, DOWNLOAD, &value, self->data, bytes))
         return NULL;
-    if (self->dtype == VGG_FLOAT32)
+    if (self->dtype == VGG_BFLOAT16)
+        value.bits = (uint32_t)value.bfloat16 << 16;
+    if (self->dtype == VGG_FLOAT32 || self->dtype == VGG_BFLOAT16)
         return PyFloat_FromDouble((double)value.float32);
     return PyLong_FromLongLong(self->dtype == VGG_INT64 ? value.int64 : value.uint8);
 }
@@ -584,7 +604,7 @@ PyDoc_STRVAR(from_dlpack_doc, "from_dlpack(obj, /)\n--\n\n"
                               "A tensor that shares the memory of another library's array (or of a Tensor).\n\n"
                               "Parameters\n----------\n"
                               "obj : object with __dlpack__, or a DLPack capsule\n"
-                              "    C-contiguous float32, int64, uint8 or bool (as uint8) on the CPU.\n\n"
+                              "    C-contiguous float32, int64, uint8, bool (as uint8) or bfloat16 on the CPU.\n\n"
                               "Raises\n------\n"
                               "BufferError\n"
                               "    If it cannot be shared as it is; vggnet.tensor copies then.");
@@ -635,7 +655,7 @@ PyDoc_STRVAR(empty_doc, "empty(shape, dtype='float32', device='cpu')\n--\n\n"
                         "Parameters\n----------\n"
                         "shape : int or sequence of int\n"
                         "dtype : str\n"
-                        "    \"float32\", \"int64\" or \"uint8\".\n"
+                        "    \"float32\", \"int64\", \"uint8\" or \"bfloat16\".\n"
                         "device : str\n\n"
                         "Raises\n------\n"
                         "MemoryError\n"
@@ -645,7 +665,7 @@ PyDoc_STRVAR(zeros_doc, "zeros(shape, dtype='float32', device='cpu')\n--\n\n"
                         "Parameters\n----------\n"
                         "shape : int or sequence of int\n"
                         "dtype : str\n"
-                        "    \"float32\", \"int64\" or \"uint8\".\n"
+                        "    \"float32\", \"int64\", \"uint8\" or \"bfloat16\".\n"
                         "device : str\n\n"
                         "Raises\n------\n"
                         "MemoryError\n"

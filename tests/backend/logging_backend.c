@@ -483,13 +483,13 @@ static enum vgg_status test_linear_workspace(struct vgg_context *ctx, size_t *by
     FINISH(c, linear_workspace, bytes, s, direction);
 }
 
-static enum vgg_status test_linear(struct vgg_context *ctx, float *y, const float *x, const float *w, const float *b,
+static enum vgg_status test_linear(struct vgg_context *ctx, float *y, const float *x, const void *w, const float *b,
                                    const struct vgg_linear *s)
 {
     struct call c = begin(ctx, ENTRY_linear);
     y = OUT(y, F(s->n * s->out));
     x = IN(x, F(s->n * s->in));
-    w = IN(w, F(s->out * s->in));
+    w = IN(w, s->bfloat16 ? s->out * s->in * sizeof(uint16_t) : F(s->out * s->in));
     b = MAYBE(b, F(s->out));
     FINISH(c, linear, y, x, w, b, s);
 }

@@ -158,6 +158,16 @@ def data_option(parser: argparse.ArgumentParser, **options: Any) -> None:
     )
 
 
+def weight_dtype_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weight-dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="how the weights of fc6, fc7 and fc8 are held; bfloat16 takes half the memory and rounds them "
+        "(default: float32)",
+    )
+
+
 # ---- output
 
 

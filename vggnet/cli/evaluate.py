@@ -19,6 +19,7 @@ from .common import (
     positive_list,
     print_json,
     size_in_bytes,
+    weight_dtype_option,
 )
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def add_parser(commands: Any) -> None:
         "--part", choices=("train", "val", "test"), default="test", help="of the data (default: test)"
     )
     protocol_options(parser, "dense", several=True)
+    weight_dtype_option(parser)
     parser.add_argument(
         "--batch", type=positive, default=32, metavar="N", help="crops in one forward pass (default: 32)"
     )
@@ -144,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluate import compare, table
 
     begin(args)
-    models = [vgg.load(path, device=args.device) for path in args.models]
+    models = [vgg.load(path, device=args.device, weight_dtype=args.weight_dtype) for path in args.models]
     dataset = open_data(args.data, args.part, channels=models[0].in_channels)
     labels = _labels(args.models, models)
     entries: list[Any] = []

@@ -8,7 +8,7 @@ from typing import Any
 
 import vggnet as vgg
 
-from .common import add_command, begin, columns, positive, print_json
+from .common import add_command, begin, columns, positive, print_json, weight_dtype_option
 from .evaluate import make_protocol, protocol_options
 
 EXAMPLES = """\
@@ -27,6 +27,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, of any size")
     parser.add_argument("--top", type=positive, default=5, metavar="N", help="how many classes (default: 5)")
     protocol_options(parser, "paper")
+    weight_dtype_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from ..preprocess import load_image
 
     begin(args)
-    model = vgg.load(args.model, device=args.device)
+    model = vgg.load(args.model, device=args.device, weight_dtype=args.weight_dtype)
     protocol = make_protocol(args, args.protocol, model)
     names = model.classes or [str(i) for i in range(model.num_classes)]
     results: list[dict[str, Any]] = []
