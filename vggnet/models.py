@@ -160,9 +160,8 @@ class VGG:
         self.parameters: Mapping[str, _C.Tensor] = MappingProxyType(
             {name: tensor.freeze_views() for name, tensor in tensors.items()}
         )
-        self._transformed: dict[
-            tuple[str, str], tuple[int, _C.Tensor]
-        ] = {}  # (layer, algorithm) -> version, weights
+        # (layer, algorithm) -> the weights' version, and what conv2d_transform_weights made of it.
+        self._transformed: dict[tuple[str, str], tuple[int, _C.Tensor]] = {}
 
     def __repr__(self) -> str:
         return (
