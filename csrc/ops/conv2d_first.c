@@ -18,7 +18,7 @@ enum {
     INPUT_ROWS = 16,         /* of a task; two more are staged */
     WEIGHT_ROWS = 8,         /* of x that are staged at a time */
     BLOCK_PIXELS = 64,       /* whose g stays in L1; the longest sum in registers */
-    BLOCKS = 16,             /* added in float32, before float64 */
+    BLOCKS = 4,              /* added in float32, before float64 */
     TASK_PIXELS = 1024,      /* of the weight gradient, at least: their sums cost less than they do */
     TASKS = 128,             /* of the weight gradient, at most: their sums take memory */
     STREAM_BYTES = 24 << 20, /* of y: more than a last-level cache keeps for the next layer */
