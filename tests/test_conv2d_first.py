@@ -188,10 +188,11 @@ def test_very_long_sums(isa):
 
 
 @pytest.mark.parametrize("shape, size, first", [
-    ((2, 9, 7, 1, 19), 3, True), ((2, 9, 7, 4, 19), 3, True), ((2, 9, 7, 5, 19), 3, False), ((2, 9, 7, 3, 19), 1, False),
+    ((2, 9, 7, 1, 70), 3, True), ((2, 9, 7, 4, 64), 3, True), ((2, 9, 7, 5, 70), 3, False), ((2, 9, 7, 3, 70), 1, False),
+    ((2, 9, 7, 3, 15), 3, True),
 ])  # fmt: skip
 def test_what_runs(isa, shape, size, first):
-    """At most four channels and 3x3 kernels; `auto` is direct there."""
+    """At most four channels and 3x3 kernels; forward, also a panel of output channels (16 to 64)."""
     x, w, b, _, _, dy = _case(shape, size, FUSIONS[0])
     for algorithm in ("direct", "auto"):
         for direction, run in {
@@ -202,11 +203,12 @@ def test_what_runs(isa, shape, size, first):
             before = {k["name"]: k["uses"] for k in _C.kernels()}
             run()
             used = {k["slot"] for k in _C.kernels() if k["uses"] > before[k["name"]]}
-            assert used == (SLOTS[direction] if first else {"gemm"}), (direction, used)
+            taken = first and (direction != "forward" or shape[4] >= 64)
+            assert used == (SLOTS[direction] if taken else {"gemm"}), (direction, used)
 
 
 def test_sizes_that_overflow_and_workspace_too_small(isa):
-    for shape, k in [((1 << 40, 1 << 40, 4, 3), 3), ((1, 4, 1 << 60, 3), 8), ((1, 8, 8, 3), 1 << 61)]:
+    for shape, k in [((1 << 40, 1 << 40, 4, 3), 64), ((1, 4, 1 << 60, 3), 64), ((1, 8, 8, 3), 1 << 61)]:
         for direction in SLOTS:
             with pytest.raises((ValueError, MemoryError, OverflowError)):
                 _C.empty((_C.conv2d_workspace(shape, (k, 3, 3, 3), direction),))

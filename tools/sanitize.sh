@@ -14,5 +14,5 @@ ubsan=$(gcc -print-file-name=libubsan.so)
 ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 LD_PRELOAD="$asan $ubsan" \
     PYTHONPATH="$scratch" PYTHONMALLOC=malloc "$python" -m pytest -q -x -p no:cacheprovider \
     tests/test_tensor.py tests/test_dlpack.py tests/test_conv2d.py tests/test_winograd.py tests/test_winograd_weight.py \
-    tests/test_linear.py tests/test_max_pool2d.py tests/test_lrn.py tests/test_softmax.py tests/test_random.py \
+    tests/test_linear.py tests/test_bfloat16.py tests/test_max_pool2d.py tests/test_lrn.py tests/test_softmax.py tests/test_random.py \
     tests/test_sgd.py tests/test_augment.py tests/test_workspace.py "$@"

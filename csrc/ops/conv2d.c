@@ -241,9 +241,9 @@ enum vgg_algorithm vgg_conv2d_algorithm(const struct vgg_conv2d *s, enum vgg_dir
 }
 
 /* Direct convolution has kernels of its own for inputs of few channels. */
-static bool takes_first(enum vgg_algorithm algorithm, const struct vgg_conv2d *s)
+static bool takes_first(enum vgg_algorithm algorithm, const struct vgg_conv2d *s, enum vgg_direction direction)
 {
-    return algorithm == VGG_DIRECT && vgg_conv2d_first_takes(s);
+    return algorithm == VGG_DIRECT && vgg_conv2d_first_takes(s, direction);
 }
 
 /* What the call takes; VGG_UNSUPPORTED if it cannot do what it was asked for. */
@@ -266,7 +266,7 @@ enum vgg_status vgg_cpu_conv2d_workspace(struct vgg_context *ctx, size_t *bytes,
 {
     enum vgg_algorithm algorithm;
     VGG_TRY(take_algorithm(&algorithm, ctx, s, direction));
-    if (takes_first(algorithm, s))
+    if (takes_first(algorithm, s, direction))
         return vgg_conv2d_first_workspace(ctx, bytes, s, direction);
     bool direct = algorithm == VGG_DIRECT;
     if (direction == VGG_BACKWARD_WEIGHT)
@@ -298,7 +298,7 @@ enum vgg_status vgg_cpu_conv2d(struct vgg_context *ctx, float *y, uint8_t *index
 {
     enum vgg_algorithm algorithm;
     VGG_TRY(take_algorithm(&algorithm, ctx, s, VGG_FORWARD));
-    if (takes_first(algorithm, s))
+    if (takes_first(algorithm, s, VGG_FORWARD))
         return vgg_conv2d_first(ctx, y, index, x, w, b, s);
     return (algorithm == VGG_DIRECT ? vgg_conv2d_direct : vgg_conv2d_winograd)(ctx, y, index, x, NULL, w, b, s);
 }
@@ -309,7 +309,7 @@ enum vgg_status vgg_cpu_conv2d_backward_input(struct vgg_context *ctx, float *dx
     enum vgg_algorithm algorithm;
     VGG_TRY(take_algorithm(&algorithm, ctx, s, VGG_BACKWARD_INPUT));
     const struct vgg_conv2d_gradient g = vgg_conv2d_gradient(s, dy, y, index);
-    if (takes_first(algorithm, s))
+    if (takes_first(algorithm, s, VGG_BACKWARD_INPUT))
         return vgg_conv2d_first_input(ctx, dx, &g, w, s);
     return (algorithm == VGG_DIRECT ? vgg_conv2d_direct : vgg_conv2d_winograd)(ctx, dx, NULL, NULL, &g, w, NULL, s);
 }
@@ -320,7 +320,7 @@ enum vgg_status vgg_cpu_conv2d_backward_weight(struct vgg_context *ctx, float *d
     enum vgg_algorithm algorithm;
     VGG_TRY(take_algorithm(&algorithm, ctx, s, VGG_BACKWARD_WEIGHT));
     const struct vgg_conv2d_gradient g = vgg_conv2d_gradient(s, dy, y, index);
-    if (takes_first(algorithm, s))
+    if (takes_first(algorithm, s, VGG_BACKWARD_WEIGHT))
         return vgg_conv2d_first_weight(ctx, dw, db, &g, x, s, beta);
     return (algorithm == VGG_DIRECT ? vgg_conv2d_weight : vgg_conv2d_winograd_weight)(ctx, dw, db, &g, x, s, beta);
 }

@@ -26,8 +26,8 @@ enum vgg_status vgg_conv2d_direct(struct vgg_context *ctx, float *y, uint8_t *in
                                   const struct vgg_conv2d_gradient *g, const float *w, const float *b,
                                   const struct vgg_conv2d *s);
 
-/* conv2d_first.c: 3x3 kernels over few channels. vgg_conv2d_first_takes tells whether s is such. */
-bool vgg_conv2d_first_takes(const struct vgg_conv2d *s);
+/* conv2d_first.c: 3x3 kernels over few channels. vgg_conv2d_first_takes tells where they are faster. */
+bool vgg_conv2d_first_takes(const struct vgg_conv2d *s, enum vgg_direction direction);
 enum vgg_status vgg_conv2d_first_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s,
                                            enum vgg_direction direction);
 enum vgg_status vgg_conv2d_first(struct vgg_context *ctx, float *y, uint8_t *index, const float *x, const float *w,

@@ -25,9 +25,11 @@ enum {
     SMALL_WORK = 1 << 20     /* multiply-adds that are not worth waking a thread for */
 };
 
-bool vgg_conv2d_first_takes(const struct vgg_conv2d *s)
+/* Forward, a panel must be full (AVX2, 3 -> 16 channels, 32 x 32: 0.028 ms an image against the GEMM's 0.012). */
+bool vgg_conv2d_first_takes(const struct vgg_conv2d *s, enum vgg_direction direction)
 {
-    return s->kernel_size == 3 && s->c <= FEW;
+    bool full = direction != VGG_FORWARD || s->k >= vgg_kernel(VGG_SLOT_FIRST_FORWARD)->nr;
+    return s->kernel_size == 3 && s->c <= FEW && full;
 }
 
 struct plan {
