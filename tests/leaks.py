@@ -49,6 +49,8 @@ calls = {
     "conv2d_workspace": lambda: vgg.ops.conv2d_workspace(
         x.shape, list(w.shape), "backward_weight", pool="ceil"
     ),
+    "conv2d_transform_weights": lambda: vgg.ops.conv2d_transform_weights(w, x.shape, algorithm="winograd4"),
+    "conv2d_transformed_bytes": lambda: vgg.ops.conv2d_transformed_bytes(x.shape, w.shape),
     "max_pool2d": lambda: vgg.ops.max_pool2d(x),
     "max_pool2d_backward": lambda: vgg.ops.max_pool2d_backward(dy, index, (1, 4, 4, 2)),
     "relu": lambda: (vgg.ops.relu([1.0, 2.0]), vgg.ops.relu(t, out=u)),
@@ -98,6 +100,8 @@ calls = {
         repr(t),
         t.numpy(),
         t.to(dtype="int64"),
+        t.to(dtype="bfloat16").to(dtype="float32"),
+        error(t.to(dtype="bfloat16").numpy),
         t.copy_(u),
         t.copy_([1, 2, 3, 4]),
         t.reshape((2, -1)),
