@@ -334,3 +334,19 @@ def test_a_net_survives_failed_allocations():
     failures = survives_failed_allocations(lambda: model.loss_and_gradients(x, labels))
     assert failures >= 4
     assert float(model.loss_and_gradients(x, labels)[0]) == expected
+
+
+@pytest.mark.parametrize(
+    "layers", [None, ["pool2"], ["relu2_1"], ["pool1", "fc8"], ["conv1_1"], ["pool5", "pool2"]], ids=str
+)
+@pytest.mark.parametrize("config", ["A-LRN", "B"])
+def test_inference_takes_the_first_layers_in_chunks(threads, config, layers):
+    """The same bits as a pass that keeps every map, and no more memory than was planned."""
+    model = vgg.VGG(config, num_classes=7, input_size=32, fc_width=24, init="he")
+    x = np.random.default_rng(3).standard_normal((5, 32, 32, 3)).astype(np.float32)
+    expected = model.run(x, layers=layers)
+    for count in (1, 3, 4, 16):  # chunks of 1, of 2 with one left, of 2, and no chunks
+        threads(count)
+        found = model.run(x, layers=layers, keep=False)
+        for name in layers or ["fc8"]:
+            assert found[name].numpy().tobytes() == expected[name].numpy().tobytes()

@@ -129,6 +129,8 @@ class Plan:
         self.alias: dict[str, str] = {}  # a layer that changes nothing -> the map that stands for it
         self.steps = tuple(self._steps(layers, dropout))
         self.producer = {name: step for step in self.steps for name in step.covers}
+        self.chunk = self._chunk()
+        self.head = 0 if keep or self.chunk >= shape[0] else self._head()
         self.transformed = {} if keep else self._transformed_bytes()
         self.forward = self._forward_arena()
 
@@ -174,11 +176,33 @@ class Plan:
             return (shape[0], layer.outputs)
         return shape
 
+    def _chunk(self) -> int:
+        """Images that the head takes at a time: on the CPU one for two threads, which share an image well."""
+        return -(-_C.get_num_threads() // 2) if self.device.startswith("cpu") else self.shapes["data"][0]
+
+    def _head(self) -> int:
+        """How many of the first steps run some images at a time in inference: up to the second pooling.
+
+        These maps are the largest: a batch's would fill the memory and no cache would hold them.
+        """
+        taps, head, pools = {self.resolve(tap) for tap in self.taps}, 0, 0
+        for number, step in enumerate(self.steps, 1):
+            if self._pools(step):
+                head, pools = number, pools + 1
+            if step.result in taps or pools == 2:
+                break
+        return head
+
+    def shape_of(self, step: Step, name: str) -> Shape:
+        """The shape of a map as `step` sees it: of a chunk of the batch, in the head."""
+        n, *rest = self.shapes[name]
+        return (self.chunk if step in self.steps[: self.head] else n, *rest)
+
     def _transformed_bytes(self) -> dict[str, int]:
         """Convolutions of inference that take their weights transformed, and the bytes of these: result -> bytes."""
         sizes = {
             step.result: _C.conv2d_transformed_bytes(
-                self.shapes[step.source],
+                self.shape_of(step, step.source),
                 step.layer.parameter_shapes[f"{step.layer.name}.weight"],
                 device=self.device,
             )
@@ -192,7 +216,7 @@ class Plan:
         layer = step.layer
         if layer.kind == "conv":
             return _C.conv2d_workspace(
-                self.shapes[step.source],
+                self.shape_of(step, step.source),
                 layer.parameter_shapes[f"{layer.name}.weight"],
                 direction,  # type: ignore[arg-type]
                 pool=self.pool_rounding if step.pool else False,  # type: ignore[arg-type]
@@ -217,19 +241,24 @@ class Plan:
     def _forward_arena(self) -> Arena:
         """Maps in one arena: with `keep` each its own place, else two buffers in turn. Taps are tensors of their own."""
         arena = Arena()
-        inner = [step for step in self.steps if step.result not in self.taps]
-        index_shapes = {step.result: self.shapes[step.result] for step in self.steps if self._pools(step)}
+        index_shapes = {
+            step.result: self.shape_of(step, step.result) for step in self.steps if self._pools(step)
+        }
         if self.keep:
-            for step in inner:
-                arena.add(step.result, self.shapes[step.result])
+            for step in self.steps:
+                if step.result not in self.taps:
+                    arena.add(step.result, self.shapes[step.result])
             for name, shape in index_shapes.items():
                 arena.add(f"{name}.index", shape, "uint8")
         else:
-            for turn in (0, 1):
-                sizes = [math.prod(self.shapes[step.result]) for step in inner[turn::2]]
-                arena.add(f"buffer{turn}", (max(sizes, default=0),))
-            for number, step in enumerate(inner):
-                arena.share(step.result, self.shapes[step.result], "float32", f"buffer{number % 2}")
+            inside = self.steps[: max(self.head - 1, 0)]  # the head's last map is the whole batch's
+            self._share(arena, "head", {step.result: self.shape_of(step, step.result) for step in inside})
+            outside = self.steps[len(inside) :]
+            self._share(
+                arena,
+                "buffer",
+                {step.result: self.shapes[step.result] for step in outside if step.result not in self.taps},
+            )
             arena.add("index", (max(map(math.prod, index_shapes.values()), default=0),), "uint8")
             for name, shape in index_shapes.items():
                 arena.share(f"{name}.index", shape, "uint8", "index")
@@ -237,14 +266,23 @@ class Plan:
         arena.add("workspace", (scratch,), "uint8")
         return arena
 
+    def _share(self, arena: Arena, name: str, shapes: Mapping[str, Shape]) -> None:
+        """Give consecutive maps two buffers in turn."""
+        for turn in (0, 1):
+            sizes = [math.prod(shape) for shape in list(shapes.values())[turn::2]]
+            arena.add(f"{name}{turn}", (max(sizes, default=0),))
+        for number, (result, shape) in enumerate(shapes.items()):
+            arena.share(result, shape, "float32", f"{name}{number % 2}")
+
     def backward_arena(self, steps: Sequence[Step], *, weights: bool) -> Arena:
         """Two buffers for gradients of maps, and scratch, for a backward pass through `steps`."""
         arena = Arena()
-        largest = max((math.prod(self.shapes[step.source]) for step in steps[1:]), default=0)
+        # From the last step on, whose gradient goes to buffer 0, as `_Backward.buffer` takes them.
+        sizes = [math.prod(self.shapes[step.source]) for step in reversed(steps[1:])]
         directions = ("backward_input", "backward_weight") if weights else ("backward_input",)
         scratch = max((self.workspace(step, d) for step in steps for d in directions), default=0)
-        arena.add("buffer0", (largest,))
-        arena.add("buffer1", (largest,))
+        arena.add("buffer0", (max(sizes[0::2], default=0),))
+        arena.add("buffer1", (max(sizes[1::2], default=0),))
         arena.add("workspace", (scratch,), "uint8")
         return arena
 
@@ -280,7 +318,10 @@ class Run:
             if name not in self._maps:
                 self._maps[name] = _C.empty(plan.shapes[name], device=plan.device)
         slots = arena | self._maps
-        for step in plan.steps:
+        head = plan.steps[: plan.head]
+        for first in range(0, x.shape[0], plan.chunk) if head else ():
+            self._forward_chunk(head, slots, first, min(first + plan.chunk, x.shape[0]))
+        for step in plan.steps[plan.head :]:
             self._forward(step, slots)
             watch(step.layer, "forward")
         if plan.keep:
@@ -294,6 +335,18 @@ class Run:
 
     def _weight_versions(self) -> list[int]:
         return [tensor.storage.version for tensor in self._model.parameters.values()]
+
+    def _forward_chunk(self, steps: Sequence[Step], slots: Mapping[str, Any], first: int, last: int) -> None:
+        """The head, for images first..last-1."""
+        source, result = steps[0].source, steps[-1].result
+        names = [name for step in steps for name in (step.result, f"{step.result}.index") if name in slots]
+        part = {name: images(slots[name], 0, last - first) for name in names}
+        part[source] = images(slots[source], first, last)
+        part[result] = images(slots[result], first, last)
+        part["workspace"] = slots["workspace"]
+        for step in steps:
+            self._forward(step, part)
+            self._watch(step.layer, "forward")
 
     def _forward(self, step: Step, slots: Mapping[str, Any]) -> None:
         layer, x, y, scratch = step.layer, slots[step.source], slots[step.result], slots["workspace"]
@@ -491,7 +544,7 @@ class _Backward:
         self.done: dict[str, _C.Tensor] = {}
         arena = self.plan.backward_arena(steps, weights=grads is not None)
         views = arena.views(self.plan.device)
-        self.buffers = [views["buffer0"], views["buffer1"]]
+        self.buffers = [views["buffer1"], views["buffer0"]]
         self.workspace = views["workspace"]
 
     def buffer(self, shape: Shape) -> Any:
@@ -618,6 +671,12 @@ class _Backward:
         self.done.update((name, self.grads[name]) for name in names)
         if self.ready is not None:
             self.ready(names)
+
+
+def images(x: _C.Tensor, first: int, last: int) -> _C.Tensor:
+    """Images first..last-1 of a batch, in place."""
+    image = math.prod(x.shape[1:]) * (1 if x.dtype == "uint8" else FLOAT_BYTES)
+    return x.view(first * image, (last - first, *x.shape[1:]), x.dtype)
 
 
 def flat(x: _C.Tensor) -> _C.Tensor:
