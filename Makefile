@@ -31,7 +31,8 @@ peers: build ## net D against other systems, about 15 minutes of a quiet machine
 	$(PYTHON) -m benchmarks peers --python $(PEERS) --out docs/speed
 
 fashion-mnist: build ## the longer documented run: all 60,000 images; results are in docs/results.md
-	vggnet train --data fashion-mnist --batch 32 --lr 0.01 --dropout 0.5 --threshold 0.3 --patience 3 --scale 32,36 --epochs 30 --out runs/fashion-mnist
+	vggnet train --data fashion-mnist --val 0.05 --batch 32 --lr 0.01 --dropout 0.5 --threshold 0.3 --patience 3 --scale 32,36 --epochs 30 --out runs/fashion-mnist
+	vggnet evaluate runs/fashion-mnist/model.safetensors --data fashion-mnist --protocol center --mirror --scales 32,34,36
 
 parity: build ## whole nets against torch==2.13.0 in double precision
 	$(PYTHON) -m pytest -m 'nightly or not nightly' tests/test_parity_torch.py

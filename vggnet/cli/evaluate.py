@@ -99,7 +99,11 @@ def protocol_options(parser: argparse.ArgumentParser, default: str, *, several: 
         metavar="N",
         help="multi-crop takes N x N crops at each scale (default: 5)",
     )
-    parser.add_argument("--no-mirror", action="store_true", help="do not average with the mirror image")
+    parser.add_argument(
+        "--mirror",
+        action=argparse.BooleanOptionalAction,
+        help="average with the mirror image (default: yes, but not for center)",
+    )
     parser.add_argument(
         "--averaging",
         choices=("scores", "posteriors"),
@@ -129,8 +133,8 @@ def make_protocol(args: argparse.Namespace, kind: str, model: vgg.VGG) -> Protoc
     from ..evaluate import Protocol
 
     options: dict[str, Any] = {"grid": args.grid, "averaging": args.averaging, "filter": args.filter}
-    if args.no_mirror:
-        options["mirror"] = False
+    if args.mirror is not None:
+        options["mirror"] = args.mirror
     for name in ("batch", "memory"):
         if getattr(args, name, None) is not None:
             options[name] = getattr(args, name)
