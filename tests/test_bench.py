@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import vggnet as vgg
 from vggnet import bench
+from vggnet.configs import layers_of
 
 RATES = {"ms", "gflops", "peak_fraction", "floor_fraction", "gbytes_per_s"}
 WORK = {"shape", "algorithm", "flops", "least_flops", "least_bytes"}
@@ -83,3 +84,11 @@ def test_traffic_of_net_d_by_hand():
     assert traffic["SGD: p, g and v read, p and v written"].bytes == 20 * 138_357_544
     linear = traffic["ReLU of linear layers: dy and y read, dy written"]
     assert linear.bytes == 3 * 4 * 2 * 4096 and not linear.least
+
+
+def test_a_layer_that_runs_in_chunks_has_the_sum_of_them() -> None:
+    layer = layers_of("A", num_classes=10, input_size=32, in_channels=3, fc_width=16)[0]
+    clock = bench._Clock()
+    for _ in range(3):
+        clock(layer, "forward")
+    assert clock.seconds[layer.name, "forward"] == pytest.approx(clock.last - clock.begin)

@@ -198,7 +198,7 @@ def traffic(plan: Plan) -> list[Traffic]:
 
 
 class _Clock:
-    """Times between operations, by (layer, direction), of one pass."""
+    """Times between operations, by (layer, direction), of one pass; a layer that runs in chunks has the sum of them."""
 
     def __init__(self) -> None:
         self.seconds: dict[tuple[str, Direction], float] = {}
@@ -209,7 +209,7 @@ class _Clock:
 
     def mark(self, name: str, direction: Any) -> None:
         now = time.perf_counter()
-        self.seconds[name, direction] = now - self.last
+        self.seconds[name, direction] = self.seconds.get((name, direction), 0.0) + now - self.last
         self.last = now
 
 

@@ -14,12 +14,14 @@
 #include <string.h>
 
 enum {
-    BLOCK = 1024,         /* of a sum over inputs: a panel of it stays in the L2 cache */
-    ROW_BLOCK = 64,       /* outputs of a task of the forward pass, about */
-    OUTPUT_BLOCK = 128,   /* of a sum over outputs: a panel of it stays in the L1 cache */
-    COLUMNS = 1024,       /* inputs of a task of the input gradient */
-    FEW_COLUMNS = 3072,   /* of them with few rows of dy: rows of w are read in longer runs */
-    WEIGHT_PANELS = 64,   /* most panels of inputs of a task of the weight gradient */
+    BLOCK = 1024,       /* of a sum over inputs: a panel of it stays in the L2 cache */
+    ROW_BLOCK = 64,     /* outputs of a task of the forward pass, about */
+    OUTPUT_BLOCK = 128, /* of a sum over outputs: a panel of it stays in the L1 cache */
+    COLUMNS = 1024,     /* inputs of a task of the input gradient */
+    FEW_COLUMNS = 3072, /* of them with few rows of dy: rows of w are read in longer runs */
+    WEIGHT_PANELS = 64, /* most panels of inputs of a task of the weight gradient */
+    STAGGER = 16,       /* floats, a cache line: rows of x lie so much more than their length apart, or those whose length is a
+                           * power of two, and those of w, would all fall into one cache set */
     SMALL_WORK = 1 << 20, /* multiply-adds that are not worth waking a thread for */
 };
 
@@ -112,7 +114,7 @@ static size_t outputs_at_once(const struct call *call)
     return n <= 2 * mr ? 16 : n <= 6 * mr ? 32 : OUTPUT_BLOCK;
 }
 
-/* Forward: x packed; scratch: a task's tiles of y transposed, and a block of w as float32 if
+/* Forward: x packed, or few rows staggered; scratch: a task's tiles of y transposed, and a block of w as float32 if
  * it is bfloat16. Input gradient: dy packed; scratch: a panel of w, and with few
  * rows their sums so far. Weight gradient: dy and x packed. */
 static enum vgg_status make_call(struct call *call, struct vgg_context *ctx, const struct vgg_linear *s,
@@ -129,6 +131,8 @@ static enum vgg_status make_call(struct call *call, struct vgg_context *ctx, con
                vgg_reserve(&call->tiles_bytes, panels, ROW_BLOCK + gemm->mr, gemm->nr);
         call->thread_bytes = call->tiles_bytes;
         fits = fits && (!s->bfloat16 || vgg_reserve(&call->thread_bytes, 1, ROW_BLOCK, BLOCK));
+    } else if (direction == VGG_FORWARD) {
+        fits = vgg_reserve(&call->first_bytes, s->n > 1 ? s->n : 0, s->in + STAGGER, 1);
     } else if (direction == VGG_BACKWARD_INPUT) {
         size_t tiles = vgg_max_size(1, vgg_ceil_div(s->n, gradient->mr));
         call->tile = vgg_ceil_div(s->n, tiles);
@@ -196,6 +200,15 @@ static const void *weights(const struct call *call, size_t o, size_t i)
     return (const char *)call->w + (o * call->s.in + i) * size;
 }
 
+/* Few rows: first[n][i], staggered. */
+static void stagger_task(void *argument, size_t n, int thread)
+{
+    (void)thread;
+    const struct call *call = argument;
+    size_t in = call->s.in;
+    memcpy(call->first + n * (in + STAGGER), call->x + n * in, in * sizeof *call->x);
+}
+
 /* Task: a block of outputs, a batch of few rows. */
 static void forward_few_task(void *argument, size_t task, int thread)
 {
@@ -211,8 +224,8 @@ static void forward_few_task(void *argument, size_t task, int thread)
         .w = weights(call, begin, 0),
         .bfloat16 = s->bfloat16,
         .w_row = s->in,
-        .x = call->x,
-        .x_row = s->in,
+        .x = s->n > 1 ? call->first : call->x,
+        .x_row = s->in + STAGGER,
         .bias = call->b == NULL ? NULL : call->b + begin,
         .relu = s->relu,
         .y = call->result + begin,
@@ -279,6 +292,8 @@ enum vgg_status vgg_cpu_linear(struct vgg_context *ctx, float *y, const float *x
     if (s->n == 0)
         return VGG_OK;
     if (s->n <= call.few->mr) {
+        if (s->n > 1)
+            vgg_parallel_for(threads, s->n, stagger_task, &call);
         vgg_parallel_for(threads, vgg_ceil_div(s->out, ROW_BLOCK), forward_few_task, &call);
         return VGG_OK;
     }
