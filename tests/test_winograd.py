@@ -29,9 +29,9 @@ MANY_TILES = [
 ]
 SHAPES = SIDES + CHANNELS + BATCHES + DEEP + MANY_TILES
 WINOGRAD = ("winograd2", "winograd4", "winograd6")
-# Worst of several seeds: dense and sparse data, 3 channels being the worst: 1.4 and 9.9, 10.7 and 48.5, 46 and 119.
+# Worst of several seeds: dense and sparse data, 3 channels being the worst: 2.2 and 16.3, 10.7 and 48.5, 45 and 137.
 WORST = {
-    "winograd2": {"dense": 4, "sparse": 16},
+    "winograd2": {"dense": 4, "sparse": 32},
     "winograd4": {"dense": 16, "sparse": 64},
     "winograd6": {"dense": 64, "sparse": 256},
 }

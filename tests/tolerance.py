@@ -4,10 +4,10 @@ B is the size of what was added up: the same formula run on absolute values, so 
 error and a small result among large terms is not asked for digits that float32 never had. k counts roundings:
 a sum of m terms made by fused multiply-adds in a few interleaved accumulators errs by a random walk, about
 sqrt(m / accumulators) / 2 roundings of partial sums that are themselves a fraction of B. Measured worst k on
-dense data (ReLU-normal x, He w, 64 and 512 channels): direct 2.2, F(2,3) 0.9, F(4,3) 4.3 (with the points of
+dense data (ReLU-normal x, He w, 64 and 512 channels): direct 2.2, F(2,3) 1.1, F(4,3) 4.3 (with the points of
 kernels/winograd4_points.h; 13.9 with 0, 1, -1, 2, -2), F(6,3) 24.9, stable over the number of channels, while plain
 relative error moves fourfold; with 3 channels F(4,3) 10.7 and F(6,3) 49; with 98 % zeros and heavy tails
-F(2,3) 6 (10 with 3 channels), F(4,3) 24 (49 with 3 channels), F(6,3) 137. Weight gradient: direct 1.9,
+F(2,3) 9 (16 with 3 channels), F(4,3) 24 (49 with 3 channels), F(6,3) 137. Weight gradient: direct 1.9,
 F(3,4) 5.4. Each k below is the next power of two above its measurement, or the one after that for data that was
 not measured; raising one needs a measurement. A Winograd tile mixes its pixels, so there B is its maximum over the output tile.
 """
@@ -21,7 +21,7 @@ EPS32 = float(np.finfo(np.float32).eps)
 # zero.
 TINY = float(np.finfo(np.float32).tiny)
 
-CONV2D = {"direct": 4, "winograd2": 16, "winograd4": 64, "winograd6": 256}
+CONV2D = {"direct": 4, "winograd2": 32, "winograd4": 64, "winograd6": 256}
 CONV2D_BACKWARD_WEIGHT = {"direct": 4, "winograd2": 16, "winograd4": 16, "winograd6": 16}
 LINEAR = 4
 # The tile whose pixels a Winograd algorithm mixes.
