@@ -168,9 +168,12 @@ print(json.dumps({"rss": rss() - before, "parameters": 4 * model.num_parameters}
 
 
 def test_loading_does_not_hold_the_weights_twice(tmp_path) -> None:
-    """A file is mapped while it is read, which counts as well; only parts of it may be there beside the model."""
+    """A file is mapped while it is read, which counts as well; only parts of it may be there beside the model.
+
+    Held twice, it would be 2 times the weights; the parts, and modules that loading imports, take up to 0.55.
+    """
     path = tmp_path / "model.safetensors"
     vgg.VGG("A", input_size=32, init="he").save(path)
     done = subprocess.run([sys.executable, "-c", LOAD, str(path)], capture_output=True, text=True, check=True)
     figures = json.loads(done.stdout)
-    assert figures["rss"] <= 1.5 * figures["parameters"], figures
+    assert figures["rss"] <= 1.75 * figures["parameters"], figures
