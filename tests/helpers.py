@@ -104,6 +104,19 @@ def raises(words, kind=ValueError):
         assert word in str(error.value), str(error.value)
 
 
+# Of the structs that kernels take, as ctypes has them.
+FLOATS, BYTES = ctypes.POINTER(ctypes.c_float), ctypes.POINTER(ctypes.c_uint8)
+
+
+def sizes(*names):
+    """Fields of type size_t."""
+    return [(name, ctypes.c_size_t) for name in names]
+
+
+def pointer(array, kind=FLOATS):
+    return None if array is None else array.ctypes.data_as(kind)
+
+
 def kernel_library(source, folder):
     """One file of csrc/kernels as a library, lowered to the baseline instruction set: so it runs on any x86-64."""
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)

@@ -2,25 +2,15 @@
 instruction set: those of AVX-512 are tested here where the CPU has none. Only their intrinsics are not."""
 
 import ctypes
-import platform
-import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from helpers import BYTES, FLOATS, kernel_library, pointer, sizes
 from reference import conv2d as reference
 
-CSRC = Path(__file__).parents[1] / "csrc"
-COMPILER = next((found for found in map(shutil.which, ("cc", "gcc", "clang")) if found), None)
 KERNELS = {"scalar": (4, 3), "avx2": (8, 3), "avx512": (16, 6)}  # floats of a vector, pixels of a tile
-FLOATS, BYTES = ctypes.POINTER(ctypes.c_float), ctypes.POINTER(ctypes.c_uint8)
 GUARD = np.float32(-12345.0)
-
-
-def sizes(*names):
-    return [(name, ctypes.c_size_t) for name in names]
 
 
 class Forward(ctypes.Structure):
@@ -65,21 +55,9 @@ class Weight(ctypes.Structure):
     )
 
 
-def pointer(array, kind=FLOATS):
-    return None if array is None else array.ctypes.data_as(kind)
-
-
 @pytest.fixture(scope="module", params=KERNELS)
 def kernels(request, tmp_path_factory):
-    if COMPILER is None:
-        pytest.skip("no C compiler")
-    if platform.machine() != "x86_64" and request.param != "scalar":
-        pytest.skip("the source is empty on this architecture")
-    library = tmp_path_factory.mktemp("first") / f"{request.param}.so"
-    flags = ["-std=c11", "-O1", "-ffp-contract=fast", "-Wno-psabi", "-shared", "-fPIC", f"-I{CSRC}"]
-    source = CSRC / "kernels" / f"first_{request.param}.c"
-    subprocess.run([COMPILER, *flags, str(source), "-o", str(library)], check=True)
-    loaded = ctypes.CDLL(str(library))
+    loaded = kernel_library(f"first_{request.param}.c", tmp_path_factory.mktemp("first"))
     names = ("forward", "gradient", "input", "weight")
     found = {n: getattr(loaded, f"vgg_first_{n}__{request.param}") for n in names}
     for function in found.values():

@@ -11,14 +11,13 @@ import itertools
 import numpy as np
 import pytest
 
-from helpers import kernel_library
+from helpers import FLOATS, kernel_library, pointer
 
 KERNELS = {  # source: entry, MR, NR
     "gemm_scalar.c": ("vgg_sgemm_4x8__scalar", 4, 8),
     "gemm_avx2.c": ("vgg_sgemm_6x16__avx2", 6, 16),
     "gemm_avx512.c": ("vgg_sgemm_14x32__avx512", 14, 32),
 }
-FLOATS = ctypes.POINTER(ctypes.c_float)
 GUARD = np.float32(-12345.0)
 
 
@@ -42,10 +41,6 @@ class Tile(ctypes.Structure):
         ("beta", ctypes.c_bool),
         ("relu", ctypes.c_bool),
     )
-
-
-def pointer(array):
-    return array.ctypes.data_as(FLOATS)
 
 
 @pytest.fixture(scope="module", params=KERNELS)

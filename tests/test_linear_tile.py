@@ -3,25 +3,16 @@ baseline instruction set: those of AVX-512 are tested here where the CPU has non
 
 import ctypes
 import itertools
-import platform
-import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-CSRC = Path(__file__).parents[1] / "csrc"
-COMPILER = next((found for found in map(shutil.which, ("cc", "gcc", "clang")) if found), None)
+from helpers import FLOATS, kernel_library, pointer, sizes
+
 KERNELS = {"scalar": (4, 4), "avx2": (6, 8), "avx512": (14, 16)}  # rows of the gradient's tile, vector
 FEW = 8
-FLOATS = ctypes.POINTER(ctypes.c_float)
 GUARD = np.float32(-12345.0)
 EPS = np.finfo(np.float32).eps
-
-
-def sizes(*names):
-    return [(name, ctypes.c_size_t) for name in names]
 
 
 class Forward(ctypes.Structure):
@@ -46,23 +37,12 @@ class Gradient(ctypes.Structure):
     )
 
 
-def pointer(array):
-    return None if array is None else array.ctypes.data_as(FLOATS)
-
-
 @pytest.fixture(scope="module", params=KERNELS)
 def kernels(request, tmp_path_factory):
-    if COMPILER is None:
-        pytest.skip("no C compiler")
-    if platform.machine() != "x86_64" and request.param != "scalar":
-        pytest.skip("the source is empty on this architecture")
-    library = tmp_path_factory.mktemp("linear") / f"{request.param}.so"
-    flags = ["-std=c11", "-O1", "-ffp-contract=fast", "-Wno-psabi", "-shared", "-fPIC", f"-I{CSRC}"]
-    source = CSRC / "kernels" / f"linear_{request.param}.c"
-    subprocess.run([COMPILER, *flags, str(source), "-o", str(library)], check=True)
+    loaded = kernel_library(f"linear_{request.param}.c", tmp_path_factory.mktemp("linear"))
     functions = []
     for what in ("forward", "gradient"):
-        function = getattr(ctypes.CDLL(str(library)), f"vgg_linear_{what}__{request.param}")
+        function = getattr(loaded, f"vgg_linear_{what}__{request.param}")
         function.restype = None
         functions.append(function)
     return (*functions, *KERNELS[request.param])

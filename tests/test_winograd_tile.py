@@ -9,16 +9,11 @@ import numpy as np
 import pytest
 
 import tolerance
-from helpers import kernel_library
+from helpers import BYTES, FLOATS, kernel_library, pointer, sizes
 from reference import conv2d as reference
 
 KERNELS = {"scalar": 4, "avx2": 8, "avx512": 16}
-FLOATS, BYTES = ctypes.POINTER(ctypes.c_float), ctypes.POINTER(ctypes.c_uint8)
 GUARD = np.float32(-12345.0)
-
-
-def sizes(*names):
-    return [(name, ctypes.c_size_t) for name in names]
 
 
 class Input(ctypes.Structure):
@@ -45,10 +40,6 @@ class Output(ctypes.Structure):
         *[("relu", ctypes.c_bool), ("pool", ctypes.c_bool), ("y", FLOATS), ("index", BYTES)],
         *sizes("h", "w", "k", "oh", "ow", "channels", "row", "column", "tiles"),
     )
-
-
-def pointer(array, kind=FLOATS):
-    return None if array is None else array.ctypes.data_as(kind)
 
 
 class Kernels(NamedTuple):
