@@ -4,7 +4,6 @@ Prints what grew, in Python's memory blocks or in tensors' bytes, as JSON. tests
 """
 
 import gc
-import itertools
 import json
 import sys
 
@@ -166,13 +165,14 @@ sys.setswitchinterval(10)
 leaks = {}
 for name, call in calls.items():
     counts = []
-    for repeats in (1000, 100, 100, 100):  # Python's and NumPy's caches fill in the first; a leak goes on
+    for repeats in (1000, *[100] * 10):  # caches of Python and NumPy fill up at first; a leak goes on
         for _ in range(repeats):
             call()
         gc.collect()
         counts.append((sys.getallocatedblocks(), _C.memory_stats()["current"]))
-    blocks = [after[0] - before[0] for before, after in itertools.pairwise(counts)]
-    if min(blocks) >= 50 or counts[-1][1] != counts[0][1]:
+        if len(counts) > 1 and counts[-1][0] - counts[-2][0] < 50 and counts[-1][1] == counts[0][1]:
+            break
+    else:
         leaks[name] = counts
 types = {cls.__name__: sys.getrefcount(cls) for cls in (vgg.Tensor, vgg.Storage)}
 for _ in range(100):
