@@ -153,3 +153,8 @@ def survives_failed_allocations(function, most=200):
             return n - 1
         assert _C.memory_stats()["current"] == before, f"allocation {n} failed and bytes leaked"
     raise AssertionError(f"still failing after {most} allocations")
+
+
+def photos():
+    """Two real photos, 427 x 640 uint8 RGB: a temple under the sky, a flower before leaves (scikit-learn's)."""
+    return pytest.importorskip("sklearn.datasets").load_sample_images().images

@@ -1,9 +1,14 @@
 """The random choices of a training image: what they are drawn from, and what they depend on."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 import vggnet as vgg
-from vggnet.augment import Augmentation, pixel_statistics
+from vggnet.augment import Augmentation, PixelStatistics, pixel_statistics
+
+from helpers import photos
 
 COVARIANCE = ((0.08, 0.07, 0.06), (0.07, 0.08, 0.07), (0.06, 0.07, 0.09))
 MEAN = (123.68, 116.779, 103.939)
@@ -23,6 +28,7 @@ def test_statistics_are_those_of_all_pixels(rng):
     assert found.pixels == len(pixels)
     np.testing.assert_allclose(found.mean, pixels.mean(axis=0), rtol=1e-14)
     np.testing.assert_allclose(found.covariance, np.cov(pixels.T / 255, bias=True), rtol=1e-12)
+    assert found.images == 3
     assert pixel_statistics(reversed(images)) == found  # exact sums: no order
 
 
@@ -38,6 +44,52 @@ def test_statistics_of_no_images_or_of_mixed_channels(rng):
         pixel_statistics([])
     with pytest.raises(ValueError, match="has 1 channels, the first had 3"):
         pixel_statistics([picture(rng, 2, 2), picture(rng, 2, 2, 1)])
+
+
+def test_principal_directions_rebuild_the_covariance(rng):
+    found = pixel_statistics([picture(rng, 9, 9) // np.array([1, 2, 5], np.uint8)])
+    values, vectors = np.array(found.eigenvalues), np.array(found.eigenvectors)
+    assert (np.diff(values) < 0).all() and values[-1] > 0
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=1e-14)
+    np.testing.assert_allclose(vectors @ np.diag(values) @ vectors.T, found.covariance, rtol=1e-12)
+    assert (vectors[np.abs(vectors).argmax(axis=0), range(3)] > 0).all()
+
+
+def test_statistics_survive_json(rng):
+    found = pixel_statistics([picture(rng, 5, 7), picture(rng, 3, 2)])
+    written = json.loads(json.dumps(found.to_dict()))
+    assert PixelStatistics.from_dict(written) == found
+    np.testing.assert_array_equal(written["eigenvectors"], found.eigenvectors)
+    del written["eigenvalues"], written["eigenvectors"]
+    assert PixelStatistics.from_dict(written) == found
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mean": None}, "mean"),
+        ({"mean": [1, 2]}, "2 channels"),
+        ({"mean": [300, 0, 0]}, r"0\.\.255"),
+        ({"mean": [float("nan"), 0, 0]}, r"0\.\.255"),
+        ({"mean": []}, "one value"),
+        ({"covariance": [[1, 0], [0, 1]]}, "3 channels"),
+        ({"covariance": [[5000, 0, 0], [0, 5000, 0], [0, 0, 5000]]}, "0..1 scale"),
+        ({"covariance": [[0.1, 0.05, 0], [0, 0.1, 0], [0, 0, 0.1]]}, "covariance matrix"),
+        ({"covariance": [[0.1, 0.2, 0], [0.2, 0.1, 0], [0, 0, 0.1]]}, "covariance matrix"),
+        ({"covariance": "x"}, "not numbers"),
+        ({"pixels": 0}, "pixels is 0"),
+        ({"images": 1.5}, "images is 1.5"),
+        ({"std": [1, 1, 1]}, "'std'"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_statistics_of_others_are_checked(rng, change, message):
+    values = pixel_statistics([picture(rng, 5, 7)]).to_dict() | change
+    with pytest.raises(ValueError, match=message):
+        PixelStatistics.from_dict(values)
+    for bad in ([], {"mean": [1]}):
+        with pytest.raises(ValueError, match="expected .*covariance"):
+            PixelStatistics.from_dict(bad)
 
 
 # ---- draws
@@ -92,6 +144,17 @@ def test_shifts_follow_krizhevsky(kind):
     np.testing.assert_allclose(shifts.mean(axis=0), 0, atol=6 * np.sqrt(expected.diagonal() / n).max())
     typical = np.abs(shifts).mean()
     assert (1 < typical < 30) if kind == "eigenvalue" else (5 < typical < 30)
+
+
+@pytest.mark.parametrize("kind", ["eigenvalue", "deviation"])
+def test_the_shift_of_real_photos_is_between_2_and_30_grey_levels(kind):
+    statistics = pixel_statistics(photos())
+    augmentation = Augmentation(crop=224, scale=256, rgb_shift=kind, covariance=statistics.covariance)
+    shifts = np.abs(augmentation.shifts(0, np.arange(10_000)))
+    assert 2 < shifts.mean() < 30
+    assert shifts.max() < 100
+    wrong = dataclasses.replace(augmentation, covariance=np.array(statistics.covariance) * 255**2)
+    assert np.abs(wrong.shifts(0, np.arange(100))).mean() > 1000  # on the 0..255 scale, the formula explodes
 
 
 def test_gray_images_have_a_shift_of_one_channel():

@@ -6,9 +6,10 @@ whatever the batch it falls in, the number of threads, or whether the run was re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,13 +32,130 @@ class PixelStatistics:
         On the 0..255 scale, as `Preprocessing.mean`.
     covariance : tuple of C tuples of C floats
         On the 0..1 scale.
-    pixels : int
-        How many pixels were counted.
+    pixels, images : int
+        How many were counted.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> found = pixel_statistics([np.array([[[0], [255]]], np.uint8)])
+    >>> found.mean, found.covariance, found.pixels
+    ((127.5,), ((0.25,),), 2)
+    >>> PixelStatistics.from_dict(found.to_dict()) == found
+    True
     """
 
     mean: tuple[float, ...]
     covariance: tuple[tuple[float, ...], ...]
     pixels: int
+    images: int
+
+    @property
+    def eigenvalues(self) -> tuple[float, ...]:
+        """Variances along the principal directions, the largest first, on the 0..1 scale."""
+        return tuple(principal_directions(self.covariance)[0].tolist())
+
+    @property
+    def eigenvectors(self) -> tuple[tuple[float, ...], ...]:
+        """Their directions, one a column, of length 1; the largest component of each is positive."""
+        return tuple(map(tuple, principal_directions(self.covariance)[1].tolist()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same, with the eigenvalues and eigenvectors, as plain JSON values."""
+        return {
+            "mean": list(self.mean),
+            "covariance": [list(row) for row in self.covariance],
+            "eigenvalues": list(self.eigenvalues),
+            "eigenvectors": [list(row) for row in self.eigenvectors],
+            "pixels": self.pixels,
+            "images": self.images,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PixelStatistics:
+        """Read what `to_dict` wrote; eigenvalues and eigenvectors follow from the covariance, and may be missing.
+
+        Raises
+        ------
+        ValueError
+            If a field is missing, unknown or out of range; the message names it.
+        """
+        needed = {"mean", "covariance", "pixels", "images"}
+        found = set(values) if isinstance(values, Mapping) else {type(values).__name__}
+        if not needed <= found or found - needed - {"eigenvalues", "eigenvectors"}:
+            raise ValueError(
+                f"pixel statistics have the fields {sorted(map(str, found))}; expected {sorted(needed)}, as "
+                "vggnet data stats writes them"
+            )
+        try:
+            mean = np.array(values["mean"], dtype=np.float64)
+            covariance = np.array(values["covariance"], dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"pixel statistics: mean or covariance are not numbers ({error})") from error
+        if mean.ndim != 1 or not len(mean) or not ((mean >= 0) & (mean <= 255)).all():
+            raise ValueError(
+                f"pixel statistics: mean is {values['mean']}; expected one value in 0..255 a channel"
+            )
+        # 1/4 is the variance of pixels of which half are black and half are white
+        if (
+            covariance.shape != (len(mean), len(mean))
+            or not (np.abs(covariance) <= 0.25).all()
+            or not np.allclose(covariance, covariance.T, rtol=1e-9, atol=0)
+            or np.linalg.eigvalsh(covariance)[0] < -1e-9
+        ):
+            raise ValueError(
+                f"pixel statistics: covariance is {values['covariance']}; expected a covariance matrix of "
+                f"{len(mean)} channels with pixels on the 0..1 scale"
+            )
+        for name in ("pixels", "images"):
+            if type(values[name]) is not int or values[name] < 1:
+                raise ValueError(f"pixel statistics: {name} is {values[name]!r}; expected a positive int")
+        rows = tuple(map(tuple, covariance.tolist()))
+        return cls(tuple(mean.tolist()), rows, values["pixels"], values["images"])
+
+
+class PixelSums:
+    """Exact sums over the pixels of images, which may come from several threads, in any order.
+
+    The sums of bytes and of their products are whole numbers: exact in float64 for one image (below 2**53),
+    and added up as Python integers over the images. So the order of the images does not matter, and no set is
+    too large.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._images = self._pixels = 0
+        self._total: npt.NDArray[np.object_] = np.zeros(0, dtype=object)
+        self._products: npt.NDArray[np.object_] = np.zeros((0, 0), dtype=object)
+
+    def add(self, image: npt.NDArray[np.uint8]) -> None:
+        """Count an image, (H, W, C) uint8; ValueError unless it has the channels of the first."""
+        channels = image.shape[2]
+        x = image.reshape(-1, channels).astype(np.float64)
+        total = (np.ones(len(x)) @ x).astype(np.int64).astype(object)
+        products = (x.T @ x).astype(np.int64).astype(object)
+        with self._lock:
+            if not self._images:
+                self._total, self._products = np.zeros_like(total), np.zeros_like(products)
+            if channels != len(self._total):
+                raise ValueError(
+                    f"pixel_statistics: an image has {channels} channels, the first had {len(self._total)}"
+                )
+            self._images += 1
+            self._pixels += len(x)
+            self._total += total
+            self._products += products
+
+    def statistics(self) -> PixelStatistics:
+        """Mean and covariance of what was counted; ValueError if that is nothing."""
+        n = self._pixels
+        if n == 0:
+            raise ValueError("pixel_statistics: there are no images")
+        # n^2 times the covariance, exactly: the difference of two large numbers is taken before rounding
+        scaled = n * self._products - np.outer(self._total, self._total)
+        covariance = (scaled / (n * n)).astype(np.float64) / 255.0**2
+        mean = (self._total / n).astype(np.float64)
+        return PixelStatistics(tuple(mean.tolist()), tuple(map(tuple, covariance.tolist())), n, self._images)
 
 
 def pixel_statistics(images: Iterable[npt.NDArray[np.uint8]]) -> PixelStatistics:
@@ -51,41 +169,31 @@ def pixel_statistics(images: Iterable[npt.NDArray[np.uint8]]) -> PixelStatistics
     Returns
     -------
     PixelStatistics
+        Correct to the last bits of float64, whatever the order of the images.
 
     Raises
     ------
     ValueError
         When there are no images, or their numbers of channels differ.
-
-    Notes
-    -----
-    The sums of bytes and of their products are whole numbers: exact in float64 for one image (below 2**53),
-    and added up as Python integers over the images. So the order of the images does not matter, and no set is
-    too large.
     """
-    pixels = 0
-    total: npt.NDArray[np.object_] | None = None
-    products: npt.NDArray[np.object_] | None = None
+    sums = PixelSums()
     for image in images:
-        channels = image.shape[2]
-        if total is None or products is None:
-            total = np.zeros(channels, dtype=object)
-            products = np.zeros((channels, channels), dtype=object)
-        if channels != total.shape[0]:
-            raise ValueError(
-                f"pixel_statistics: an image has {channels} channels, the first had {total.shape[0]}"
-            )
-        x = image.reshape(-1, channels).astype(np.float64)
-        pixels += x.shape[0]
-        total += x.sum(axis=0).astype(np.int64).astype(object)
-        products += (x.T @ x).astype(np.int64).astype(object)
-    if total is None or products is None or pixels == 0:
-        raise ValueError("pixel_statistics: there are no images")
-    # pixels^2 times the covariance, exactly: the difference of two large numbers is taken before rounding
-    scaled = pixels * products - np.outer(total, total)
-    covariance = (scaled / (pixels * pixels)).astype(np.float64) / 255.0**2
-    mean = (total / pixels).astype(np.float64)
-    return PixelStatistics(tuple(mean.tolist()), tuple(map(tuple, covariance.tolist())), pixels)
+        sums.add(image)
+    return sums.statistics()
+
+
+def principal_directions(
+    covariance: Sequence[Sequence[float]],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Eigenvalues (C,), the largest first, and eigenvectors (C, C), one a column, of a covariance matrix.
+
+    The sign of an eigenvector is free: here its largest component is positive, so that every LAPACK gives the
+    same.
+    """
+    values, vectors = np.linalg.eigh(np.asarray(covariance, dtype=np.float64))
+    values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]  # rounding may leave -1e-18
+    largest = vectors[np.abs(vectors).argmax(axis=0), np.arange(len(values))]
+    return values, vectors * np.sign(largest)
 
 
 @dataclass(frozen=True)
@@ -159,12 +267,8 @@ class Augmentation:
         """What is added to each channel, (N, C) float32 on the 0..255 scale; None without `rgb_shift`."""
         if self.rgb_shift is None:
             return None
-        values, vectors = np.linalg.eigh(np.asarray(self.covariance, dtype=np.float64))
-        values = np.maximum(values, 0.0)  # rounding may leave -1e-18
-        largest = vectors[np.abs(vectors).argmax(axis=0), np.arange(len(values))]
-        vectors = vectors * np.sign(
-            largest
-        )  # the sign of an eigenvector is free: one choice for every LAPACK
+        assert self.covariance is not None  # see __post_init__
+        values, vectors = principal_directions(self.covariance)
         lengths = values if self.rgb_shift == "eigenvalue" else np.sqrt(values)
         a = SHIFT_DEVIATION * rng.normal(self.seed, rng.rows_of(epoch, images), Purpose.SHIFT, len(values))
         shifts: npt.NDArray[np.float64] = 255.0 * (a * lengths) @ vectors.T
