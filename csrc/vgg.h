@@ -188,6 +188,23 @@ enum vgg_status vgg_softmax_check(struct vgg_softmax *s, const struct vgg_array 
 enum vgg_status vgg_cross_entropy_check(struct vgg_softmax *s, const struct vgg_array *logits, const struct vgg_array *labels,
                                         struct vgg_error *error); /* normalizer is filled by the caller; 0 means rows */
 
+/* ------------------------------------------------------------------------------------------------ Euclidean loss
+ *
+ *   loss        = 1 / (2 normalizer) * sum over n and j of (x[n][k[n]][j] - target[n][j])^2
+ *   dx[n][k][j] = k == k[n] ? (x[n][k][j] - target[n][j]) / normalizer : 0
+ *
+ * x (rows, c * d): c predictions of d numbers a row, one of which counts: k[n] = labels[n]. Without labels c = 1, k[n] = 0.
+ * Boxes (paper, appendix A): d is 4; one box for all classes has no labels, one per class has c = classes. A label outside
+ * 0..c-1 is VGG_INVALID_ARGUMENT; nothing is written then. Nothing may alias.
+ */
+struct vgg_euclidean {
+    size_t rows, c, d;
+    double normalizer; /* > 0 */
+};
+enum vgg_status vgg_euclidean_loss_check(struct vgg_euclidean *s, const struct vgg_array *x, const struct vgg_array *target,
+                                         const struct vgg_array *labels /* or NULL */,
+                                         struct vgg_error *error); /* normalizer as for cross_entropy */
+
 /* ------------------------------------------------------------------------------------------------ random numbers
  *
  * Philox4x32-10 (Salmon et al., SC'11). Key: seed (low word, high word). Counter: { block, purpose, low word of row, high
@@ -318,6 +335,8 @@ struct vgg_backend {
     enum vgg_status (*softmax)(struct vgg_context *ctx, float *y, const float *x, const struct vgg_softmax *s);
     enum vgg_status (*cross_entropy)(struct vgg_context *ctx, float *loss, float *dlogits, const float *logits,
                                      const int64_t *labels, const struct vgg_softmax *s);
+    enum vgg_status (*euclidean_loss)(struct vgg_context *ctx, float *loss, float *dx, const float *x, const float *target,
+                                      const int64_t *labels /* or NULL */, const struct vgg_euclidean *s);
 
     enum vgg_status (*dropout)(struct vgg_context *ctx, float *y, const float *x, const int64_t *rows,
                                const struct vgg_dropout *s);

@@ -65,6 +65,7 @@ calls = {
     "dropout_backward": lambda: vgg.ops.dropout_backward(f(2, 3), 0.5, 2**63, np.array([1, 2], np.int32)),
     "softmax": lambda: vgg.ops.softmax(x),
     "cross_entropy": lambda: vgg.ops.cross_entropy(f(2, 3), [0, 1], normalizer=4),
+    "euclidean_loss": lambda: vgg.ops.euclidean_loss(f(2, 8), f(2, 4), [0, 1], normalizer=4),
     "sgd_": lambda: (vgg.ops.sgd_(t, u, v, 0.1), vgg.ops.sgd_([t], [u], [v], 0.1)),
     "average_gradients_": lambda: vgg.ops.average_gradients_([[t], [u]], weights=[1, 2]),
     "augment": lambda: vgg.ops.augment(
@@ -148,6 +149,7 @@ calls["errors"] = lambda: [
         lambda: vgg.ops.max_pool2d(x, out=(bad, bad)),
         lambda: vgg.ops.max_pool2d_backward(dy, index + 9, (1, 4, 4, 2)),
         lambda: vgg.ops.cross_entropy(f(2, 3), [0, 7]),
+        lambda: vgg.ops.euclidean_loss(f(2, 8), f(2, 4), [0, 7]),
         lambda: vgg.ops.dropout(f(2, 3), 2.0, 1, [1, 2]),
         lambda: vgg.ops.sgd_([t], [u], [bad], 0.1),
         lambda: vgg.ops.sgd_([t], [3], [u], 0.1),

@@ -163,6 +163,15 @@ def _loss(put):
     return [ops.softmax(logits), loss, dlogits]
 
 
+def _euclidean(put):
+    x, target = put(_normal(6, 8)), put(_normal(6, 4))
+    one, per_class = (
+        ops.euclidean_loss(target, put(_normal(6, 4))),
+        ops.euclidean_loss(x, target, put(np.arange(6) % 2)),
+    )
+    return [*one, *per_class]
+
+
 def _dropout(put):
     x, rows = put(_normal(4, 30)), put(np.arange(4) << 32)
     return [
@@ -221,6 +230,7 @@ CASES = {
     "relu": _relu,
     "lrn": _lrn,
     "cross_entropy": _loss,
+    "euclidean_loss": _euclidean,
     "dropout": _dropout,
     "sgd": _sgd,
     "average": _average,

@@ -8,6 +8,7 @@ from reference import (
     average,
     conv2d,
     dropout,
+    euclidean,
     linear,
     lrn,
     max_pool2d,
@@ -172,6 +173,20 @@ def test_cross_entropy(rng, normalizer):
     picked = softmax.forward(logits)[np.arange(4), labels]
     assert loss == pytest.approx(-np.log(picked).sum() / (normalizer or 4), rel=1e-14)
     assert softmax.forward(logits).sum(axis=1) == pytest.approx(1, abs=1e-15)
+
+
+@pytest.mark.parametrize("normalizer", [None, 2.5])
+def test_euclidean_loss(rng, normalizer):
+    x, target, labels = rng.standard_normal((4, 6)), rng.standard_normal((4, 2)), np.array([0, 2, 1, 1])
+    for predictions, own in ((x, labels), (x[:, :2], None)):
+        _, dx = euclidean.loss(predictions, target, own, normalizer)
+        assert_gradient(
+            dx, lambda x, own=own: euclidean.loss(x, target, own, normalizer)[0], predictions, np.array(1.0)
+        )
+    by_definition = sum(
+        np.linalg.norm(x[n, 2 * k : 2 * k + 2] - target[n]) ** 2 for n, k in enumerate(labels)
+    )
+    assert euclidean.loss(x, target, labels, 2.5)[0] == pytest.approx(by_definition / 5, rel=1e-14)
 
 
 def test_philox_known_answers():

@@ -14,7 +14,7 @@ not measured; raising one needs a measurement. A Winograd tile mixes its pixels,
 
 import numpy as np
 
-from reference import conv2d, linear, lrn, max_pool2d
+from reference import conv2d, euclidean, linear, lrn, max_pool2d
 
 EPS32 = float(np.finfo(np.float32).eps)
 # The smallest normal float32: below it a result has an absolute error, whether or not the CPU flushes it to
@@ -158,6 +158,12 @@ def cross_entropy_bound(logits, labels, normalizer):
     row = np.abs(np.log(np.exp(-distance).sum(axis=-1))) + distance[np.arange(n), labels] + 1
     one_hot = np.eye(logits.shape[1])[labels]
     return 4 * EPS32 * row.sum() / normalizer, (softmax_bound(logits, y) + EPS32 * one_hot) / normalizer
+
+
+def euclidean_loss_bound(x, target, labels, normalizer):
+    """Differences and their sum are float64's: the loss and each element of dx are rounded once."""
+    loss, dx = euclidean.loss(x, target, labels, normalizer)
+    return EPS32 * loss + TINY, EPS32 * np.abs(dx) + TINY
 
 
 def sgd_bound(p, g, v, lr, momentum, weight_decay):

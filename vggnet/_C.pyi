@@ -213,6 +213,14 @@ def cross_entropy(
     normalizer: float | None = None,
     out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]: ...
+def euclidean_loss(
+    x: _ArrayLike,
+    target: _ArrayLike,
+    labels: _ArrayLike | None = None,
+    *,
+    normalizer: float | None = None,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]: ...
 def sgd_(
     param: Tensor | Sequence[Tensor],
     grad: Tensor | Sequence[Tensor],

@@ -125,6 +125,7 @@ const struct vgg_backend vgg_cpu_backend = {
     .linear_backward_weight = vgg_cpu_linear_backward_weight,
     .softmax = vgg_cpu_softmax,
     .cross_entropy = vgg_cpu_cross_entropy,
+    .euclidean_loss = vgg_cpu_euclidean_loss,
     .dropout = vgg_cpu_dropout,
     .sgd = vgg_cpu_sgd,
     .average = vgg_cpu_average,

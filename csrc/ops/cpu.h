@@ -87,6 +87,10 @@ enum vgg_status vgg_cpu_softmax(struct vgg_context *ctx, float *y, const float *
 enum vgg_status vgg_cpu_cross_entropy(struct vgg_context *ctx, float *loss, float *dlogits, const float *logits,
                                       const int64_t *labels, const struct vgg_softmax *s);
 
+/* ops/euclidean.c */
+enum vgg_status vgg_cpu_euclidean_loss(struct vgg_context *ctx, float *loss, float *dx, const float *x, const float *target,
+                                       const int64_t *labels, const struct vgg_euclidean *s);
+
 /* ops/dropout.c */
 enum vgg_status vgg_cpu_dropout(struct vgg_context *ctx, float *y, const float *x, const int64_t *rows,
                                 const struct vgg_dropout *s);

@@ -327,6 +327,20 @@ static PyObject *py_softmax(PyObject *module, PyObject *args, PyObject *kwargs)
     return call_end(&c);
 }
 
+/* What a loss is divided by; 0, the checks' word for the number of rows, when it is None. */
+static bool normalizer_of(PyObject *object, const char *op, double *normalizer)
+{
+    *normalizer = 0;
+    if (object == Py_None)
+        return true;
+    *normalizer = PyFloat_AsDouble(object);
+    if (PyErr_Occurred())
+        return false;
+    if (!(*normalizer > 0))
+        PyErr_Format(PyExc_ValueError, "%s: normalizer is %R; expected a number > 0", op, object);
+    return *normalizer > 0;
+}
+
 PyDoc_STRVAR(cross_entropy_doc, "cross_entropy(logits, labels, *, normalizer=None, out=None)\n--\n\n"
                                 "The multinomial logistic loss of a batch, and its gradient.\n\n"
                                 "Parameters\n----------\n"
@@ -351,15 +365,9 @@ static PyObject *py_cross_entropy(PyObject *module, PyObject *args, PyObject *kw
     PyObject *logits, *labels, *normalizer = Py_None, *out = Py_None, *outs[2];
     struct vgg_softmax s = {0};
     struct call c;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OO:cross_entropy", names, &logits, &labels, &normalizer, &out))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OO:cross_entropy", names, &logits, &labels, &normalizer, &out) ||
+        !normalizer_of(normalizer, "cross_entropy", &s.normalizer))
         return NULL;
-    if (normalizer != Py_None) {
-        s.normalizer = PyFloat_AsDouble(normalizer);
-        if (PyErr_Occurred())
-            return NULL;
-        if (!(s.normalizer > 0)) /* 0 is the check's word for N */
-            return PyErr_Format(PyExc_ValueError, "cross_entropy: normalizer is %R; expected a number > 0", normalizer);
-    }
     struct call_input in[] = {
         {.name = "logits", .object = logits, .dtype = VGG_FLOAT32},
         {.name = "labels", .object = labels, .dtype = VGG_INT64},
@@ -371,6 +379,49 @@ static PyObject *py_cross_entropy(PyObject *module, PyObject *args, PyObject *kw
         call_output(&c, outs[0], "out[0]", VGG_FLOAT32, 0, NULL, -1) &&
         call_output(&c, outs[1], "out[1]", VGG_FLOAT32, 2, a->shape, -1))
         CALL_RUN(&c, cross_entropy, c.outputs[0]->data, c.outputs[1]->data, a->data, in[1].array.data, &s);
+    return call_end(&c);
+}
+
+PyDoc_STRVAR(euclidean_loss_doc, "euclidean_loss(x, target, labels=None, *, normalizer=None, out=None)\n--\n\n"
+                                 "Half the squared distance of predictions to their targets, and its gradient.\n\n"
+                                 "Parameters\n----------\n"
+                                 "x : (N, D) float32; (N, C * D) with labels\n"
+                                 "    One prediction a row, or one for each of C classes, class after class.\n"
+                                 "target : (N, D) float32\n"
+                                 "labels : (N,) int64, optional\n"
+                                 "    0 <= label < C: which prediction of the row counts; the others' gradient is 0.\n"
+                                 "normalizer : float, optional\n"
+                                 "    Both results are divided by it; N if not given.\n"
+                                 "out : (Tensor, Tensor), optional\n\n"
+                                 "Returns\n-------\n"
+                                 "(Tensor, Tensor)\n"
+                                 "    loss, a 0-d float32 tensor, and dx of x's shape.\n\n"
+                                 "Raises\n------\n"
+                                 "ValueError\n"
+                                 "    If shapes do not fit, a label is outside 0..C-1, or normalizer is not above 0.\n\n"
+                                 "Source: paper, appendix A: the loss of predicted boxes.");
+
+static PyObject *py_euclidean_loss(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"x", "target", "labels", "normalizer", "out", NULL};
+    static const char op[] = "euclidean_loss";
+    PyObject *x, *target, *labels = Py_None, *normalizer = Py_None, *out = Py_None, *outs[2];
+    struct vgg_euclidean s = {0};
+    struct call c;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O$OO:euclidean_loss", names, &x, &target, &labels, &normalizer, &out) ||
+        !normalizer_of(normalizer, op, &s.normalizer))
+        return NULL;
+    struct call_input in[] = {
+        {.name = "x", .object = x, .dtype = VGG_FLOAT32},
+        {.name = "target", .object = target, .dtype = VGG_FLOAT32},
+        {.name = "labels", .object = labels, .dtype = VGG_INT64, .optional = true},
+    };
+    const struct vgg_array *a = &in[0].array;
+    if (call_begin(&c, module, op, in, 3) &&
+        call_check(&c, vgg_euclidean_loss_check(&s, a, &in[1].array, call_array(&in[2]), &c.error)) &&
+        call_out_pair(&c, out, outs) && call_output(&c, outs[0], "out[0]", VGG_FLOAT32, 0, NULL, -1) &&
+        call_output(&c, outs[1], "out[1]", VGG_FLOAT32, 2, a->shape, -1))
+        CALL_RUN(&c, euclidean_loss, c.outputs[0]->data, c.outputs[1]->data, a->data, in[1].array.data, in[2].array.data, &s);
     return call_end(&c);
 }
 
@@ -419,6 +470,7 @@ PyMethodDef vggpy_layer_functions[] = {
     {"dropout_backward", VGGPY_KEYWORDS(py_dropout_backward), dropout_backward_doc},
     {"softmax", VGGPY_KEYWORDS(py_softmax), softmax_doc},
     {"cross_entropy", VGGPY_KEYWORDS(py_cross_entropy), cross_entropy_doc},
+    {"euclidean_loss", VGGPY_KEYWORDS(py_euclidean_loss), euclidean_loss_doc},
     {"unfold", VGGPY_KEYWORDS(py_unfold), unfold_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -51,6 +51,7 @@ static const uintptr_t FAR = (uintptr_t)1 << 62;
     X(linear_backward_weight) \
     X(softmax) \
     X(cross_entropy) \
+    X(euclidean_loss) \
     X(dropout) \
     X(sgd) \
     X(average) \
@@ -532,6 +533,18 @@ static enum vgg_status test_cross_entropy(struct vgg_context *ctx, float *loss, 
     logits = IN(logits, F(s->rows * s->c));
     labels = IN(labels, s->rows * sizeof *labels);
     FINISH(c, cross_entropy, loss, dlogits, logits, labels, s);
+}
+
+static enum vgg_status test_euclidean_loss(struct vgg_context *ctx, float *loss, float *dx, const float *x, const float *target,
+                                           const int64_t *labels, const struct vgg_euclidean *s)
+{
+    struct call c = begin(ctx, ENTRY_euclidean_loss);
+    loss = OUT(loss, F(1));
+    dx = OUT(dx, F(s->rows * s->c * s->d));
+    x = IN(x, F(s->rows * s->c * s->d));
+    target = IN(target, F(s->rows * s->d));
+    labels = MAYBE(labels, s->rows * sizeof *labels);
+    FINISH(c, euclidean_loss, loss, dx, x, target, labels, s);
 }
 
 static enum vgg_status test_dropout(struct vgg_context *ctx, float *y, const float *x, const int64_t *rows,
