@@ -75,6 +75,17 @@ def test_the_plan_of_another_size_goes_up_to_pool5() -> None:
     assert peak_of(work) == plan.total - plan["parameters"]
 
 
+def test_the_plan_of_some_layers() -> None:
+    model = vgg.VGG("A", **SMALL)
+    plan = model.memory_plan(2, size=(64, 96), layers=["relu1_1", "conv3_2"])
+
+    def work() -> object:
+        x = vgg.zeros((2, 64, 96, 3))
+        return x, model.features(x, ["relu1_1", "conv3_2"])
+
+    assert peak_of(work) == plan.total - plan["parameters"]
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_a_plan_that_is_too_small_fails_and_does_not_grow(
     monkeypatch: pytest.MonkeyPatch, training: bool

@@ -304,6 +304,40 @@ def test_dense(rounding, size):
         assert relative_l2(scores.numpy()[:, 0, 0], model.forward(x)) < 1e-6
 
 
+@pytest.mark.parametrize("layer", ["relu1_1", "conv3_2", "pool4", "relu5_2", "fc6", "relu6", "drop7", "prob"])
+def test_dense_of_any_layer(layer):
+    """Layers before fc6: the map of the whole image; those after: what a window of pool5's map gives, at each position."""
+    model, parameters = build("A-LRN", input_size=64)
+    x, _ = batch(model, 1, size=(64, 101))
+    maps = net.forward("A-LRN", parameters, x.astype(np.float64), until="pool5")
+    expected = maps.get(layer)
+    if expected is None:
+        windows = [maps["pool5"][:, :, left : left + 2] for left in range(2)]
+        columns = []
+        for h in (window.reshape(1, -1) for window in windows):
+            for name in ("fc6", "fc7", "fc8"):
+                h = scores = (
+                    h @ parameters[f"{name}.weight"].astype(np.float64).T + parameters[f"{name}.bias"]
+                )
+                if layer == name:
+                    break
+                h = np.maximum(h, 0)
+                if layer[-1] == name[-1]:  # its ReLU, and dropout, which does nothing here
+                    break
+            e = np.exp(scores - scores.max())
+            columns.append(e / e.sum() if layer == "prob" else h)
+        expected = np.stack(columns, axis=1)[None]
+    ours = model.dense(x, layer=layer)
+    assert ours.shape == expected.shape
+    assert relative_l2(ours, expected) < CLOSE
+
+
+def test_dense_refuses_an_unknown_layer():
+    model, _ = build("A")
+    with pytest.raises(ValueError, match="layer is 'relu9'; A has conv1_1"):
+        model.dense(np.zeros((1, 32, 32, 3), np.float32), layer="relu9")
+
+
 @pytest.mark.parametrize(
     "config, rounding, n", [("A", "floor", 2), ("A", "ceil", 2), ("C", "ceil", 1), ("E", "floor", 1)]
 )
@@ -320,6 +354,19 @@ def test_dense_in_bands(config, rounding, n):
     assert least < 0.9 * (plan["maps"] + plan["outputs"])
     for memory in (least, (least + plan["maps"]) // 2)[:n]:
         assert relative_l2(model.dense(x, memory=memory), whole) < CLOSE
+
+
+@pytest.mark.parametrize("layer", ["relu2_1", "conv4_3", "pool4"])
+def test_dense_in_bands_of_an_early_layer(layer):
+    model, _ = build("C", pool_rounding="ceil")
+    x, _ = batch(model, 1, size=(32 * 18 + 17, 33))
+    whole = model.dense(x, layer=layer).numpy()
+    with pytest.raises(MemoryError, match="memory is 1000 bytes") as error:
+        model.dense(x, layer=layer, memory=1000)
+    least = int(re.search(r"takes (\d+) bytes", str(error.value))[1])
+    plan = model.memory_plan(1, size=x.shape[1:3], layers=[layer])
+    assert least < 0.9 * plan["maps"]
+    assert relative_l2(model.dense(x, layer=layer, memory=least), whole) < CLOSE
 
 
 # ---------------------------------------------------------------------------------------------- memory

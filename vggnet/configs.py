@@ -106,13 +106,17 @@ def pooled(size: int, pool_rounding: str) -> int:
     return (size + 1) // 2 if pool_rounding == "ceil" else size // 2
 
 
-def pool5_halo(config: str) -> int:
-    """How many rows of pool5 beyond its own a row's receptive field reaches, on each side.
+def stride_of(layers: tuple[Layer, ...]) -> int:
+    """Pixels of the image between neighbouring positions of the last of these layers' map."""
+    return int(2 ** sum(layer.kind == "pool" for layer in layers))
 
-    A row of pool5 is exact when this many neighbours on either side were computed from real pixels.
+
+def halo_of(layers: tuple[Layer, ...]) -> int:
+    """How many rows beyond its own the receptive field of a row of the last of these layers' map reaches, on each side.
+
+    A row is exact when this many neighbours on either side were computed from real pixels.
     """
     reach = 0
-    for tokens in reversed(CONFIGS[config].split("|")):
-        reach *= 2
-        reach += sum(1 for token in tokens.split() if token != "LRN" and not token.endswith("/1"))
-    return -(-reach // STRIDE)
+    for layer in reversed(layers):
+        reach = 2 * reach if layer.kind == "pool" else reach + layer.window // 2
+    return -(-reach // stride_of(layers))

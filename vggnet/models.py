@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _C, ops
-from .configs import CONFIGS, STRIDE, Layer, count_parameters, layers_of, parameter_shapes, pool5_halo
+from .configs import (
+    CONFIGS,
+    STRIDE,
+    Layer,
+    count_parameters,
+    halo_of,
+    layers_of,
+    parameter_shapes,
+    stride_of,
+)
 from .init import INITS, initialise
 from .rng import Rng
 from .run import FLOAT_BYTES, MemoryPlan, Plan, Run, as_input, nbytes
@@ -345,7 +354,12 @@ class VGG:
         return loss, gradients
 
     def memory_plan(
-        self, batch: int, *, size: int | tuple[int, int] | None = None, training: bool = False
+        self,
+        batch: int,
+        *,
+        size: int | tuple[int, int] | None = None,
+        layers: Sequence[str] | None = None,
+        training: bool = False,
     ) -> MemoryPlan:
         """Bytes that a pass will take, by purpose, from shapes alone: nothing is allocated.
 
@@ -355,6 +369,8 @@ class VGG:
             Images.
         size : int or (height, width), optional
             Of the images; default `input_size`. Another size is planned up to pool5.
+        layers : sequence of layer names, optional
+            Maps to keep apart for the caller, as in `run`.
         training : bool
             Plan a training step (forward, gradients, SGD with momentum) instead of inference.
 
@@ -366,7 +382,8 @@ class VGG:
         height, width = (size, size) if isinstance(size, int) else size or (self.input_size, self.input_size)
         shape = (batch, height, width, self.in_channels)
         whole = (height, width) == (self.input_size, self.input_size)
-        plan = self._plan(shape, None if whole else ["pool5"], training=training, keep=training)
+        taps = ["pool5"] if layers is None and not whole else layers
+        plan = self._plan(shape, taps, training=training, keep=training)
         parameters = sum(tensor.nbytes for tensor in self.parameters.values())
         bytes_by_purpose = MemoryPlan(parameters=parameters, input=nbytes(shape))
         if training:
@@ -383,28 +400,31 @@ class VGG:
 
     # ---------------------------------------------------------------- dense
 
-    def dense(self, x: Any, *, memory: int | None = None) -> _C.Tensor:
-        """Class scores at every position of larger images (paper, section 3.2).
+    def dense(self, x: Any, *, layer: str = "fc8", memory: int | None = None) -> _C.Tensor:
+        """The map of a layer, by default class scores, at every position of larger images (paper, section 3.2).
 
         fc6 becomes a convolution of the size of pool5's map, fc7 and fc8 become 1x1 convolutions, and the network runs over
         the whole image: one position every 32 pixels.
 
         Parameters
         ----------
-        x : (N, H, W, C) float32, preprocessed; H, W >= input_size
+        x : (N, H, W, C) float32, preprocessed
+            H, W >= input_size for a layer from fc6 on; any size for those before.
+        layer : str
+            "fc8": scores before soft-max; "relu7": the features of the paper's appendix B; any other of `layer_names`.
         memory : int, optional
             Bytes that the maps of one band may take; default 1 GiB. Taller images are computed in bands of rows with
             halos; the result is the same to rounding (Winograd's tiles lie differently in a band).
 
         Returns
         -------
-        (N, h, w, classes)
-            Scores before soft-max.
+        (N, h, w, channels)
+            For layers from fc6 on h is (height of pool5's map) - input_size / 32 + 1, and channels are classes or fc_width.
 
         Raises
         ------
         ValueError
-            If an image is smaller than input_size.
+            If an image is smaller than input_size, or there is no such layer.
         MemoryError
             If one band of the least height does not fit into `memory`.
 
@@ -413,29 +433,42 @@ class VGG:
         >>> model = VGG("A", num_classes=10, input_size=32, fc_width=16)
         >>> model.dense(np.zeros((1, 64, 96, 3), np.float32)).shape
         (1, 2, 3, 10)
+        >>> model.dense(np.zeros((1, 64, 96, 3), np.float32), layer="relu7").shape
+        (1, 2, 3, 16)
         """
         x = as_input(x, self.device)
+        memory = DENSE_MEMORY if memory is None else memory
+        trunk = self.trunk_layer(layer)
+        if trunk == layer:
+            return self._dense_trunk(x, layer, memory)
         if len(x.shape) != 4 or min(x.shape[1:3]) < self.input_size:
             raise ValueError(
                 f"dense: x has shape {x.shape}; expected (N, H, W, {self.in_channels}) "
                 f"with H and W at least {self.input_size}, the input_size of this model"
             )
-        memory = DENSE_MEMORY if memory is None else memory
-        return self._dense_head(self._dense_pool5(x, memory), memory)
+        return self._dense_head(self._dense_trunk(x, trunk, memory), layer, memory)
 
-    def _dense_pool5(self, x: _C.Tensor, memory: int) -> _C.Tensor:
-        """The map of pool5: at once, or image by image in as many bands of rows as `memory` asks for."""
-        n, height, width, channels = x.shape
-        whole = self._plan(x.shape, ["pool5"], training=False, keep=False)
+    def trunk_layer(self, layer: str) -> str:
+        """The layer itself if it lies before fc6, where images may have any size; else "pool5", which fc6 looks at."""
+        names = self.layer_names
+        if layer not in names:
+            raise ValueError(f"layer is {layer!r}; {self.config} has {', '.join(names)}")
+        return layer if names.index(layer) < names.index("fc6") else "pool5"
+
+    def _dense_trunk(self, x: _C.Tensor, layer: str, memory: int) -> _C.Tensor:
+        """The map of a layer before fc6: at once, or image by image in as many bands of rows as `memory` asks for."""
+        whole = self._plan(x.shape, [layer], training=False, keep=False)
         if whole.forward.size <= memory:
-            return self.run(x, layers=["pool5"], keep=False)["pool5"]
-        rows = whole.shapes["pool5"][1]
-        halo = pool5_halo(self.config)
+            return self.run(x, layers=[layer], keep=False)[layer]
+        n, height, width, channels = x.shape
+        rows = whole.shapes[layer][1]
+        through = self.layers[: self.layer_names.index(layer) + 1]
+        stride, halo = stride_of(through), halo_of(through)
 
         def cost(count: int) -> int:
-            """Bytes of the costliest band of `count` rows of pool5."""
-            tallest = min(height, STRIDE * (count + 2 * halo + 1))
-            plan = self._plan((1, tallest, width, channels), ["pool5"], training=False, keep=False)
+            """Bytes of the costliest band of `count` rows of the map."""
+            tallest = min(height, stride * (count + 2 * halo + 1))
+            plan = self._plan((1, tallest, width, channels), [layer], training=False, keep=False)
             return plan.forward.size + plan.output_bytes()
 
         count = max((c for c in range(1, rows + 1) if cost(c) <= memory), default=0)
@@ -443,35 +476,45 @@ class VGG:
             raise MemoryError(
                 f"dense: memory is {memory} bytes; one band of an image {x.shape[1:]} takes {cost(1)} bytes"
             )
-        pool5 = _C.empty(whole.shapes["pool5"], device=self.device)
+        result = _C.empty(whole.shapes[layer], device=self.device)
         for image in range(n):
             for first in range(0, rows, count):
                 last = min(first + count, rows)
-                top = STRIDE * max(first - halo, 0)
-                bottom = height if last + halo >= rows else STRIDE * (last + halo)
+                top = stride * max(first - halo, 0)
+                bottom = height if last + halo >= rows else stride * (last + halo)
                 band = _rows(x, image, top, bottom)
-                maps = self.run(band, layers=["pool5"], keep=False)["pool5"]
-                skip = first - top // STRIDE
-                _rows(pool5, image, first, last).copy_(_rows(maps, 0, skip, skip + last - first))
-        return pool5
+                maps = self.run(band, layers=[layer], keep=False)[layer]
+                skip = first - top // stride
+                _rows(result, image, first, last).copy_(_rows(maps, 0, skip, skip + last - first))
+        return result
 
-    def _dense_head(self, pool5: _C.Tensor, memory: int) -> _C.Tensor:
-        """fc6, fc7 and fc8 at every position of pool5's map, a bounded number of positions at a time."""
+    def _dense_head(self, pool5: _C.Tensor, layer: str, memory: int) -> _C.Tensor:
+        """fc6 up to `layer` at every position of pool5's map, a bounded number of positions at a time."""
+        names = self.layer_names
+        head = self.layers[names.index("fc6") : names.index(layer) + 1]
+        relus = {step.name for step in head if step.kind == "relu"}
+        outputs = [step.outputs for step in head if step.kind == "linear"][-1]
         n, height, width, channels = pool5.shape
         side = self.input_size // STRIDE
         h, w = height - side + 1, width - side + 1
-        scores = _C.empty((n, h, w, self.num_classes), device=self.device)
+        result = _C.empty((n, h, w, outputs), device=self.device)
         row_bytes = w * nbytes((side, side, channels))
         count = max(1, min(h, memory // max(row_bytes, 1)))
         for image in range(n):
             for first in range(0, h, count):
                 last = min(first + count, h)
                 x = ops.unfold(_rows(pool5, image, first, last + side - 1), side)
-                for name in ("fc6", "fc7", "fc8"):
-                    weight, bias = self.parameters[f"{name}.weight"], self.parameters[f"{name}.bias"]
-                    x = ops.linear(x, weight, bias, relu=name != "fc8")
-                _rows(scores, image, first, last).copy_(x.reshape((1, last - first, w, self.num_classes)))
-        return scores
+                for step in head:  # dropout changes nothing here, and ReLUs are part of what lies before them
+                    if step.kind == "linear":
+                        weight, bias = (
+                            self.parameters[f"{step.name}.weight"],
+                            self.parameters[f"{step.name}.bias"],
+                        )
+                        x = ops.linear(x, weight, bias, relu=step.name.replace("fc", "relu") in relus)
+                    elif step.kind == "softmax":
+                        x = ops.softmax(x)
+                _rows(result, image, first, last).copy_(x.reshape((1, last - first, w, outputs)))
+        return result
 
     # ---------------------------------------------------------------- images
 

@@ -150,37 +150,64 @@ def _crop_posteriors(model: VGG, pyramids: Sequence[Pyramid], protocol: Protocol
 
 
 def _dense_posteriors(model: VGG, pyramids: Sequence[Pyramid], protocol: Protocol) -> Array:
-    """Posteriors of the fully-convolutional net, (N, classes); an image and its mirror share a pass, so do
-    images of one shape."""
-    mean = np.asarray(model.preprocessing.mean, np.float32)
-    flips = 2 if protocol.mirror else 1
+    """Posteriors of the fully-convolutional net, (N, classes)."""
     total = np.zeros((len(pyramids), model.num_classes))
     for scale in protocol.scales:
-        shapes: dict[tuple[int, ...], list[int]] = {}
         key = key_of(model, protocol, scale)
-        for owner, pyramid in enumerate(pyramids):
-            shapes.setdefault(pyramid[key].shape, []).append(owner)
-        for (height, width, channels), owners in shapes.items():
-            plan = model.memory_plan(flips, size=(height, width))
-            together = min(
-                protocol.batch * model.input_size**2 // (flips * height * width),
-                protocol.memory // (plan["maps"] + plan["outputs"]),
-            )
-            together = max(1, together)
-            for start in range(0, len(owners), together):
-                part = owners[start : start + together]
-                x = np.empty((flips * len(part), height, width, channels), np.float32)
-                for row, owner in enumerate(part):
-                    image = pyramids[owner][key]
-                    for flip in range(flips):
-                        np.subtract(image[:, ::-1] if flip else image, mean, out=x[flips * row + flip])
-                scores = model.dense(x, memory=protocol.memory).numpy()
-                if protocol.averaging == "scores":
-                    posterior = _softmax(scores.mean(axis=(1, 2), dtype=np.float64))
-                else:
-                    posterior = _softmax(scores).mean(axis=(1, 2), dtype=np.float64)
-                total[part] += posterior.reshape(len(part), flips, -1).mean(axis=1, dtype=np.float64)
+        images = [pyramid[key] for pyramid in pyramids]
+        for rows, scores in dense_maps(
+            model, images, mirror=bool(protocol.mirror), batch=protocol.batch, memory=protocol.memory
+        ):
+            if protocol.averaging == "scores":
+                posterior = _softmax(scores.mean(axis=(2, 3), dtype=np.float64))
+            else:
+                posterior = _softmax(scores).mean(axis=(2, 3), dtype=np.float64)
+            total[rows] += posterior.mean(axis=1, dtype=np.float64)
     return (total / len(protocol.scales)).astype(np.float32)
+
+
+def dense_maps(
+    model: VGG, images: Sequence[Image], *, layer: str = "fc8", mirror: bool, batch: int, memory: int
+) -> Iterator[tuple[list[int], Array]]:
+    """The map of a layer (see `VGG.dense`) for whole images; an image and its mirror share a pass, so do
+    images of one shape.
+
+    Parameters
+    ----------
+    model : its mean is subtracted here
+    images : uint8 (H, W, C) arrays, of any sizes
+    layer : one of ``model.layer_names``
+    mirror : also of the mirrored images
+    batch : a pass takes as many pixels as this many crops have, but one image at least
+    memory : bytes that the maps of one pass may take
+
+    Yields
+    ------
+    (rows, maps)
+        Numbers of the images that shared a pass; (images, 1 or 2, h, w, channels) float32, the mirrored image
+        second. In order of shape, each image once.
+    """
+    mean = np.asarray(model.preprocessing.mean, np.float32)
+    flips = 2 if mirror else 1
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    for row, image in enumerate(images):
+        shapes.setdefault(image.shape, []).append(row)
+    for (height, width, channels), rows in shapes.items():
+        plan = model.memory_plan(flips, size=(height, width), layers=[model.trunk_layer(layer)])
+        together = min(
+            batch * model.input_size**2 // (flips * height * width),
+            memory // (plan["maps"] + plan["outputs"]),
+        )
+        together = max(1, together)
+        for start in range(0, len(rows), together):
+            part = rows[start : start + together]
+            x = np.empty((flips * len(part), height, width, channels), np.float32)
+            for i, row in enumerate(part):
+                for flip in range(flips):
+                    image = images[row]
+                    np.subtract(image[:, ::-1] if flip else image, mean, out=x[flips * i + flip])
+            maps = model.dense(x, layer=layer, memory=memory).numpy()
+            yield part, maps.reshape(len(part), flips, *maps.shape[1:])
 
 
 def _softmax(scores: npt.NDArray[np.floating[Any]]) -> Array:
