@@ -16,6 +16,8 @@ from PIL import Image
 from vggnet import ImageError, VggError, WeightsError
 from vggnet.preprocess import FILTERS, Preprocessing, check_image, load_image, rescale, rescaled_size
 
+from helpers import photos
+
 EXIF_ORIENTATION = 0x0112
 
 
@@ -436,9 +438,58 @@ def test_the_advice_works(pixels):
     np.testing.assert_array_equal(((pixels / 255) * 255).round().clip(0, 255).astype(np.uint8), pixels)
 
 
-@pytest.mark.parametrize("source", [b"bytes", 3, None, [RGB], RGB.tolist()])
+def test_contents_of_a_file(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(photos()[0]).save(path)
+    np.testing.assert_array_equal(load_image(path.read_bytes()), load_image(path))
+    with pytest.raises(ImageError, match="^image: the file is not an image"):
+        load_image(b"bytes")
+    with pytest.raises(ImageError, match="^here: the file is empty"):
+        load_image(b"", name="here")
+
+
+# ---- decoding at a lower resolution, in training
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_a_large_jpeg_may_be_decoded_smaller_but_not_below_the_side_asked(tmp_path, rotated):
+    """427 x 640: at full size down to a side of 214, then a half, a quarter, an eighth."""
+    path = tmp_path / "a.jpg"
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6 if rotated else 1
+    Image.fromarray(photos()[0]).save(path, quality=95, exif=exif)
+    whole = load_image(path)
+    for side, shape in {
+        428: (427, 640), 427: (427, 640), 214: (427, 640), 213: (214, 320), 107: (214, 320), 106: (107, 160), 54: (107, 160),
+        53: (54, 80), 1: (54, 80),
+    }.items():  # fmt: skip
+        reduced = load_image(path, short_side=side)
+        assert reduced.shape[:2] == (shape[::-1] if rotated else shape), side
+        assert min(reduced.shape[:2]) >= min(side, 427)
+        fits = rescale(whole, min(shape), "box").astype(np.float64)
+        if (
+            fits.shape == reduced.shape
+        ):  # a mean of the pixels below, as antialiasing wants, and no choice of them
+            assert np.abs(fits - reduced).mean() < 5
+    np.testing.assert_array_equal(load_image(path, short_side=400), whole)
+
+
+def test_only_jpeg_files_are_decoded_smaller(tmp_path):
+    image = Image.fromarray(photos()[1])
+    image.save(tmp_path / "a.png")
+    assert load_image(tmp_path / "a.png", short_side=10).shape == (427, 640, 3)
+    assert load_image(image, short_side=10).shape == (427, 640, 3)
+    image.convert("CMYK").save(tmp_path / "c.jpg")
+    assert load_image(tmp_path / "c.jpg", short_side=100).shape == (107, 160, 3)
+    image.convert("L").save(tmp_path / "g.jpg")
+    assert load_image((tmp_path / "g.jpg").read_bytes(), "gray", short_side=100).shape == (107, 160, 1)
+
+
+@pytest.mark.parametrize("source", [bytearray(b"GIF"), 3, None, [RGB], RGB.tolist()])
 def test_other_things_are_type_errors(source):
-    with pytest.raises(TypeError, match="expected one path, PIL image or uint8 array"):
+    with pytest.raises(
+        TypeError, match="expected one path, PIL image, contents of a file as bytes, or uint8 array"
+    ):
         load_image(source)
 
 

@@ -9,6 +9,7 @@ Pillow is imported at the first use: `import vggnet` must not pay for it.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Mapping
@@ -36,7 +37,7 @@ __all__ = [
 
 Channels: TypeAlias = Literal["RGB", "gray"]
 Pixels: TypeAlias = npt.NDArray[np.uint8]
-ImageSource: TypeAlias = "str | os.PathLike[str] | PILImage.Image | Pixels"
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | PILImage.Image | Pixels"
 
 #: Resampling filters by name: Pillow's, which widen when they shrink an image (antialiasing).
 FILTERS = ("bilinear", "bicubic", "lanczos", "box")
@@ -159,7 +160,13 @@ class Preprocessing:
 # ---- reading
 
 
-def load_image(source: ImageSource, channels: Channels = "RGB", name: str | None = None) -> Pixels:
+def load_image(
+    source: ImageSource,
+    channels: Channels = "RGB",
+    name: str | None = None,
+    *,
+    short_side: int | None = None,
+) -> Pixels:
     """Read one image as the pixels a model takes.
 
     Files and PIL images of any mode are converted: EXIF rotation is applied; palettes are expanded; CMYK
@@ -172,12 +179,17 @@ def load_image(source: ImageSource, channels: Channels = "RGB", name: str | None
 
     Parameters
     ----------
-    source : path, PIL image or (H, W, C) uint8 array
-        Never written to.
+    source : path, bytes, PIL image or (H, W, C) uint8 array
+        Bytes are the contents of an image file. Never written to.
     channels : "RGB" or "gray"
         What the model takes: ``model.preprocessing.channels``.
     name : str, optional
         What to call the image in an error message; by default its path.
+    short_side : int, optional
+        For training, where `rescale` to this smallest side follows: a JPEG file may be decoded at a half, a
+        quarter or an eighth of its size, from as many of its DCT coefficients, if no side gets shorter than
+        this. That is faster, and pixels differ slightly from those of the whole. PIL images and arrays are
+        taken as they are.
 
     Returns
     -------
@@ -203,18 +215,21 @@ def load_image(source: ImageSource, channels: Channels = "RGB", name: str | None
         return np.array(source, order="C")
     from PIL import Image
 
-    if not isinstance(source, (str, os.PathLike, Image.Image)):
+    if not isinstance(source, (str, os.PathLike, bytes, Image.Image)):
         raise TypeError(
-            f"{name or 'image'}: got {type(source).__name__}; expected one path, PIL image or uint8 array of "
-            f"shape (H, W, {count}) (np.asarray converts other arrays, PIL.Image.open reads file objects)"
+            f"{name or 'image'}: got {type(source).__name__}; expected one path, PIL image, contents of a "
+            f"file as bytes, or uint8 array of shape (H, W, {count}) (np.asarray converts other arrays, "
+            "PIL.Image.open reads file objects)"
         )
-    if isinstance(source, Image.Image):
-        name = name or getattr(source, "filename", "") or "image"
-    else:
-        source = os.fspath(source)
-        name = name or source
+    if isinstance(source, os.PathLike):
+        source = os.fsdecode(source)
+    if name is None:
+        name = source if isinstance(source, str) else getattr(source, "filename", "") or "image"
     try:
-        return _read_file(source, channels) if isinstance(source, str) else _decode(source, channels)
+        if isinstance(source, Image.Image):
+            return _decode(source, channels)
+        with open(source, "rb") if isinstance(source, str) else io.BytesIO(source) as file:
+            return _read_file(file, channels, short_side)
     except MemoryError:
         raise
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
@@ -304,23 +319,24 @@ def _dtype_problem(image: npt.NDArray[Any]) -> str | None:
     return f"Its {values}, which are not pixels on the 0..255 scale"
 
 
-def _read_file(path: str, channels: Channels) -> Pixels:
+def _read_file(file: BinaryIO, channels: Channels, short_side: int | None) -> Pixels:
     from PIL import Image, UnidentifiedImageError
 
-    with open(path, "rb") as file:
-        try:
-            image = Image.open(file)
-        except UnidentifiedImageError as error:
-            raise ValueError(_what_else(file)) from error
-        with image:
-            # Pillow only warns between one and two times its limit.
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and image.width * image.height > limit:
-                raise ValueError(
-                    f"{image.width} x {image.height} pixels are more than PIL.Image.MAX_IMAGE_PIXELS = "
-                    f"{limit} (a decompression bomb?); raise that limit if the image is genuine"
-                )
-            return _decode(image, channels)
+    try:
+        image = Image.open(file)
+    except UnidentifiedImageError as error:
+        raise ValueError(_what_else(file)) from error
+    with image:
+        # Pillow only warns between one and two times its limit.
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and image.width * image.height > limit:
+            raise ValueError(
+                f"{image.width} x {image.height} pixels are more than PIL.Image.MAX_IMAGE_PIXELS = "
+                f"{limit} (a decompression bomb?); raise that limit if the image is genuine"
+            )
+        if short_side is not None:
+            image.draft(None, (short_side, short_side))  # JPEG only; no side gets shorter
+        return _decode(image, channels)
 
 
 def _decode(image: PILImage.Image, channels: Channels) -> Pixels:

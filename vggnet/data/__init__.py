@@ -1,4 +1,4 @@
-"""Labelled images: a folder per class, Fashion-MNIST, the bundled sample, arrays; and reading them ahead.
+"""Labelled images: a folder per class, ILSVRC-2012, Fashion-MNIST, the bundled sample, arrays; and reading them ahead.
 
 Everything that trains or evaluates takes a `Dataset`: anything with `classes`, `labels`, `image(i)` and
 `name(i)`. Images are uint8, channels last, of any size; rescaling and cropping come later (paper, sections
@@ -10,11 +10,13 @@ from __future__ import annotations
 from .base import ArrayDataset, Dataset, DatasetNotFoundError, Subset, split
 from .fashion_mnist import FASHION_MNIST_CLASSES, FASHION_MNIST_DIR, FashionMNIST, sample
 from .folder import ImageFolder
+from .ilsvrc import ILSVRC2012
 from .loader import Batch, Broken, Loader
 
 __all__ = [
     "FASHION_MNIST_CLASSES",
     "FASHION_MNIST_DIR",
+    "ILSVRC2012",
     "ArrayDataset",
     "Batch",
     "Broken",

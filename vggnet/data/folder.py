@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from .._C import ImageError
-from ..preprocess import Channels, Pixels, channel_count, load_image
+from ..preprocess import Channels, channel_count
 from .base import DatasetNotFoundError, read_only
+from .files import ImageFiles
 
 
-class ImageFolder:
+class ImageFolder(ImageFiles):
     """A folder with one folder per class, each with JPEG, PNG or WebP files (also in folders below it).
 
     Classes are the folders' names, sorted; images are in order of class, then of path. Both are sorted by
@@ -69,7 +70,7 @@ class ImageFolder:
                 f"per class, as in {root / 'cat' / 'photo.jpg'}"
             )
         self.dir = root
-        self.channels: Channels = channels
+        self.channels = channels
         self.strict = strict
         self.classes = [folder.name for folder in folders]
         self._paths: list[str] = []
@@ -105,9 +106,8 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self._paths)
 
-    def image(self, i: int) -> Pixels:
-        """Image `i` as `load_image` reads it; ImageError, naming the file, if it is broken."""
-        return load_image(self._paths[i], self.channels)
+    def _source(self, i: int) -> str:
+        return self._paths[i]
 
     def name(self, i: int) -> str:
         """Path of image `i`."""
