@@ -21,8 +21,10 @@ from vggnet import ops, train
 from vggnet.augment import pixel_statistics
 from vggnet.data import ArrayDataset, Subset, split
 from vggnet.progress import Progress
-from vggnet.rng import Rng, permutation, rows_of
-from vggnet.train import Callback, Recipe, fit
+from vggnet.rng import Purpose, Rng, permutation, rows_of, uniform
+from vggnet.train import Callback, Recipe, fit, memory
+from vggnet.train.saved import State
+from vggnet.train.trainer import Trainer
 
 CLASSES = ["across", "down", "dots", "plain"]
 
@@ -147,7 +149,7 @@ def test_recipes_survive_json():
 
 def manual_batch(data, model, recipe, epoch, images):
     """Input of some images, from pixels of side 32 that need no rescaling, drawn by hand."""
-    u = train.rng.uniform(recipe.seed, rows_of(epoch, images), train.rng.Purpose.MIRROR)[:, 0]
+    u = uniform(recipe.seed, rows_of(epoch, images), Purpose.MIRROR)[:, 0]
     x = np.stack(
         [data.image(i)[:, ::-1] if flip else data.image(i) for i, flip in zip(images, u < 0.5, strict=True)]
     )
@@ -221,11 +223,11 @@ def test_the_micro_batch_follows_the_free_memory(monkeypatch):
     need = {n: model.memory_plan(n, training=True).total for n in (2, 4, 8)}
     for free, expected in ((None, 8), (need[8], 8), (need[8] - 1, 4), (need[4], 4), (need[4] - 1, 2), (0, 1)):
         monkeypatch.setattr(
-            train, "_free_memory", lambda free=free: None if free is None else math.ceil(free / 0.8)
+            memory, "free_memory", lambda free=free: None if free is None else math.ceil(free / 0.8)
         )
-        assert train._micro_batch(model, 8) == expected
+        assert memory.micro_batch(model, 8) == expected
     monkeypatch.undo()
-    free = train._free_memory()
+    free = memory.free_memory()
     assert free is None or free > 0
 
 
@@ -279,7 +281,7 @@ def test_held_out_images_are_never_trained_on_and_decide_alone(monkeypatch):
             seen.add(i)
         return original(self, i)
 
-    inner = train._Trainer._train
+    inner = Trainer._train
 
     def watched(self):
         training.set()
@@ -287,7 +289,7 @@ def test_held_out_images_are_never_trained_on_and_decide_alone(monkeypatch):
         training.clear()
 
     monkeypatch.setattr(ArrayDataset, "image", image)
-    monkeypatch.setattr(train._Trainer, "_train", watched)
+    monkeypatch.setattr(Trainer, "_train", watched)
     recipe = dataclasses.replace(SMALL, epochs=1, rgb_shift=None)
     fit(net(), data, recipe=recipe, progress=False)
     assert seen == set(range(40)) - held
@@ -328,11 +330,11 @@ def test_three_drops_and_then_the_end():
     ],
 )
 def test_the_plateau_rule(errors, lrs):
-    recipe = Recipe(lr=1.0, plateau_patience=2, plateau_threshold=0.1, scale=34, holdout=0)
-    trainer = train._Trainer(net(), patterns(8), None, recipe, callbacks=(), threads=1, strict=None)
+    recipe = Recipe(lr=1.0, plateau_patience=2, plateau_threshold=0.1)
+    state = State()
     for error, lr in zip(errors, lrs, strict=True):
-        assert trainer.lr == pytest.approx(lr)
-        trainer._turn(vgg.evaluate.Report(error, 0, 1, [], 0, 0, np.zeros(1, np.int64), [], []))
+        assert recipe.lr * recipe.lr_factor**state.drops == pytest.approx(lr)
+        state.turn(error, recipe)
 
 
 def test_a_run_needs_an_end():

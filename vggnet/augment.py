@@ -197,6 +197,51 @@ def principal_directions(
 
 
 @dataclass(frozen=True)
+class Geometry:
+    """How some training images became the crops that a net sees: what a task needs to know where things are now.
+
+    Attributes
+    ----------
+    images : (N,) int64
+        Indices in the training set.
+    original, rescaled : (N, 2) int64
+        Height and width of ``image(i)``, and after rescaling.
+    top, left : (N,) int64
+        Of the crop, in pixels of the rescaled image.
+    mirrored : (N,) bool
+    crop : int
+        Side of the crop, in pixels.
+    """
+
+    images: npt.NDArray[np.int64]
+    original: npt.NDArray[np.int64]
+    rescaled: npt.NDArray[np.int64]
+    top: npt.NDArray[np.int64]
+    left: npt.NDArray[np.int64]
+    mirrored: npt.NDArray[np.bool_]
+    crop: int
+
+    def boxes(self, boxes: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """A box of each image, (N, 4): left, top, right, bottom as edges in pixels of ``image(i)``, in pixels of the crop.
+
+        Where a crop shows a part of a box only, the result reaches beyond 0..crop.
+
+        Examples
+        --------
+        >>> half = Geometry(*map(np.array, ([0], [[64, 80]], [[32, 40]], [0], [8], [True])), crop=32)
+        >>> half.boxes([[20, 10, 40, 30]]).tolist()  # at half the size 10..20; in the crop 2..12; mirrored 20..30
+        [[20.0, 5.0, 30.0, 15.0]]
+        """
+        boxes = np.asarray(boxes, dtype=np.float64)
+        sides = (self.rescaled / self.original)[:, ::-1]  # of x, of y
+        start = np.stack([self.left, self.top], axis=1)
+        low, high = boxes[:, :2] * sides - start, boxes[:, 2:] * sides - start
+        flip = self.mirrored
+        low[flip, 0], high[flip, 0] = self.crop - high[flip, 0], self.crop - low[flip, 0]
+        return np.concatenate([low, high], axis=1)
+
+
+@dataclass(frozen=True)
 class Augmentation:
     """How training images are varied, and the key of the random draws.
 
@@ -262,6 +307,26 @@ class Augmentation:
         result[:, :2] = np.floor(rng.uniform(self.seed, rows, Purpose.CROP, 2) * room)
         result[:, 2] = rng.uniform(self.seed, rows, Purpose.MIRROR)[:, 0] < 0.5 if self.mirror else 0
         return result
+
+    def geometry(
+        self,
+        epoch: int,
+        images: npt.NDArray[np.int64],
+        original: npt.NDArray[np.int64],
+        pixels: Sequence[npt.NDArray[np.uint8]],
+    ) -> Geometry:
+        """Where the crops of `batch` lie.
+
+        Parameters
+        ----------
+        epoch, images, pixels :
+            As in `batch`.
+        original : (N, 2) int64
+            Height and width of each image before it was rescaled.
+        """
+        sizes = np.array([image.shape[:2] for image in pixels], dtype=np.int64)
+        top, left, mirrored = self.crops(epoch, images, sizes).T
+        return Geometry(images, original, sizes, top, left, mirrored.astype(bool), self.crop)
 
     def shifts(self, epoch: int, images: npt.NDArray[np.int64]) -> npt.NDArray[np.float32] | None:
         """What is added to each channel, (N, C) float32 on the 0..255 scale; None without `rgb_shift`."""

@@ -15,7 +15,10 @@ from .checkpoint import write_text
 
 @dataclass(frozen=True)
 class Row:
-    """One epoch. Errors in %; `val_*` are of the held-out images, one centre crop each, None without them."""
+    """One epoch. Errors in %; `val_*` are of the held-out images, one centre crop each, None without them.
+
+    `train_error` and `val_top1` are those of the task (`train.Task`): the top-1 error in classification.
+    """
 
     epoch: int  # epochs done
     iteration: int  # updates done
@@ -32,9 +35,8 @@ class Row:
         """The row but for its numbers of epoch and iteration, in words; with or without the top-5 error."""
         words = [f"lr {self.lr:g}", f"loss {self.train_loss:.4f}", f"error {self.train_error:.2f} %"]
         if self.val_top1 is not None:
-            words.append(
-                f"held out {self.val_top1:.2f} %" + (f" (top-5 {self.val_top5:.2f} %)" if top5 else "")
-            )
+            more = f" (top-5 {self.val_top5:.2f} %)" if top5 and self.val_top5 is not None else ""
+            words.append(f"held out {self.val_top1:.2f} %{more}")
         return ", ".join([*words, f"{self.images_per_second:.0f} images/s", f"{self.seconds:.1f} s"])
 
 

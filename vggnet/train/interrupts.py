@@ -1,0 +1,55 @@
+"""Ctrl-C and SIGTERM while training."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+
+class Interrupts:
+    """Ctrl-C while training, and with `terminate` SIGTERM, which schedulers send before they kill: at once, between
+    layers, except inside `held()`, where it waits for its end.
+
+    An update of the weights and its counters must be one: a checkpoint written between them could not go on
+    bit for bit.
+    """
+
+    def __init__(self, *, terminate: bool) -> None:
+        self.depth = 0
+        self.pending: BaseException | None = None
+        self.defaults: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
+        if terminate:
+            self.defaults[signal.SIGTERM] = signal.SIG_DFL
+        self.installed: list[int] = []
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():  # only there signals arrive
+            self.installed = [n for n, default in self.defaults.items() if signal.getsignal(n) == default]
+        for number in self.installed:
+            signal.signal(number, self._arrived)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in self.installed:
+            signal.signal(number, self.defaults[number])
+
+    def _arrived(self, number: int, _: object) -> None:
+        stop = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(0)
+        if not self.depth:
+            raise stop
+        self.pending = stop
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Within, signals wait."""
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
+        if self.pending is not None and not self.depth:
+            stop, self.pending = self.pending, None
+            raise stop
