@@ -96,6 +96,13 @@ def test_version_tells_the_build():
         (("evaluate", "x"), "--data"),
         (("evaluate", "x", "--data", "sample", "--protocol", "dense,sparse"), "'sparse'"),
         (("evaluate", "x", "--data", "sample", "--memory", "3X"), "--memory"),
+        (("evaluate", "x", "--data", "sample", "--paper", "table4:D:jiter"), "near to it: table4:D:jitter"),
+        (
+            ("evaluate", "x", "--data", "sample", "--paper", "table3:A", "--scales", "300"),
+            "leave out --scales",
+        ),
+        (("evaluate", "x", "--data", "sample", "--scaled"), "goes with --paper"),
+        (("evaluate", "x", "--fuse", "a.npz"), "leave out MODEL"),
         (("predict", "x"), "IMAGE"),
         (("bench", "--batch", "0"), "--batch"),
         (("quickstart", "--images", "3"), "at least 100"),
@@ -118,6 +125,13 @@ def test_wrong_usage_is_2(args, message, tmp_path):
         (("evaluate", "MODEL", "--data", "FOLDER", "--part", "val"), "val"),
         (("evaluate", "MODEL", "--data", "FOLDER", "--scales", "16"), "input size, 32"),
         (("evaluate", "MODEL", "--data", "fashion-mnist:."), "train-images"),
+        (
+            ("evaluate", "MODEL", "--data", "FOLDER", "--paper", "table4:D:384"),
+            "needs net D trained with S = 384",
+        ),
+        (("evaluate", "MODEL", "--data", "FOLDER", "--paper", "table3:A"), "--scaled"),
+        (("evaluate", "--fuse", "absent.npz"), "absent.npz"),
+        (("evaluate", "--fuse", "MODEL"), "or damaged"),
         (("info", "--device", "cuda"), "no CUDA device"),
         (("train", "--resume", "."), "train.json"),
         (("train", "--data", "FOLDER", "--out", "o", "--input-size", "33"), "multiple of 32"),
@@ -173,7 +187,7 @@ def test_evaluate_one_protocol_in_full(model_file, folder):
 
 
 def test_evaluate_several_as_json(model_file, folder, tmp_path):
-    other, saved = tmp_path / "other.safetensors", tmp_path / "posteriors.npz"
+    other, saved = tmp_path / "other.safetensors", tmp_path / "posteriors"
     other.write_bytes(model_file.read_bytes())
     out = fine(
         *("evaluate", model_file, other, "--data", folder, "--protocol", "center,dense"),
@@ -184,9 +198,35 @@ def test_evaluate_several_as_json(model_file, folder, tmp_path):
     assert [r["name"] for r in reports] == names
     assert reports[0]["top1"] == reports[1]["top1"] == reports[2]["top1"]
     assert {(r["count"], r["top5"]) for r in reports} == {(12, 0)}
-    with np.load(saved) as arrays:
-        assert arrays["labels"].tolist() == [0] * 6 + [1] * 6
-        np.testing.assert_array_equal(arrays["A + other dense"], arrays["A dense"])
+    files = ["A+other-center", "A+other-dense", "A-center", "A-dense", "other-center", "other-dense"]
+    assert sorted(path.name for path in saved.iterdir()) == [f"{name}.npz" for name in files]
+    stored = vgg.evaluate.Report.load(saved / "A+other-dense.npz")
+    assert stored.labels.tolist() == [0] * 6 + [1] * 6
+    assert stored.to_dict() | {"name": "A + other dense"} == reports[5]
+    each = [saved / "A-dense.npz", saved / "other-dense.npz"]
+    fused = json.loads(fine("evaluate", "--fuse", *each, "--json"))["reports"]
+    assert [r["name"] for r in fused] == ["A-dense", "other-dense", "A-dense + other-dense"]
+    assert fused[2]["top1"] == reports[5]["top1"]
+
+
+def test_evaluate_rows_of_the_paper(model_file, folder, tmp_path):
+    rows = json.loads(fine("evaluate", "--paper", "list", "--json"))["rows"]
+    assert rows == [row.to_dict() for row in vgg.evaluate.paper_rows()]
+    text = fine("evaluate", "--paper", "list")
+    assert [line.split()[0] for line in text.splitlines()[1:32]] == [row["name"] for row in rows]
+
+    other = tmp_path / "B.safetensors"
+    vgg.VGG("B", num_classes=2, input_size=32, fc_width=16, init="he", classes=["bright", "dark"]).save(other)
+    options = ("--data", folder, "--scaled", "--paper")
+    text = fine("evaluate", model_file, other, *options, "table3:A,table3:B,table4:B")
+    for part in ("table3:A  37", "28.7 %", "table4:B  32, 37, 41", "in proportion", "Our inferences"):
+        assert part in text
+    done = vggnet("evaluate", model_file, other, *options, "table3:A")
+    assert done.returncode == 1 and "B.safetensors, of net B, belongs to no row" in done.stderr
+
+    fine("evaluate", model_file, *options, "table3:A", "--posteriors", tmp_path / "stored", "--filter", "box")
+    text = fine("evaluate", "--fuse", tmp_path / "stored" / "table3-A.npz", "--paper", "table3:A", "--scaled")
+    assert "29.6 %" in text and "box" in text
 
 
 def test_predict(model_file, folder):

@@ -243,8 +243,8 @@ def test_broken_images_are_named_and_wrong(model):
     report = evaluate.evaluate(model, Broken(200, (17, 199)), Protocol("center", (32,)))
     good = np.delete(report.posteriors, (17, 199), axis=0)
     assert report.top1 == 100 * (2 + np.sum(good.argmax(axis=1) != 0)) / 200
-    assert [name for name, _ in report.broken] == ["image 17", "image 199"]
-    assert "no pixels" in report.broken[0][1]
+    assert [item.name for item in report.broken] == ["image 17", "image 199"]
+    assert "no pixels" in report.broken[0].reason
     assert "2 broken" in str(report)
     assert np.isnan(report.posteriors[17]).all()
     assert report.not_finite == 0
@@ -264,7 +264,8 @@ def test_json_round_trip(model, dataset):
     assert report.posteriors is None
     values = json.loads(report.to_json())
     assert values == report.to_dict()
-    fields = {k: v for k, v in values["protocols"][0].items() if k != "description"}
+    told = ("description", "inferences")
+    fields = {k: v for k, v in values["protocols"][0].items() if k not in told}
     assert Protocol(**fields) == report.protocol
     assert (
         values["models"][0] | {"config": "A", "pool_rounding": "floor", "input_size": 32}
@@ -300,6 +301,70 @@ def test_fusion_is_the_mean_of_posteriors(model, dataset):
     assert fused.name == "A dense + B ten-crop"
 
 
+def test_fusing_counts_every_net_once_however_they_are_grouped(model, dataset):
+    reports = [evaluate.evaluate(model, dataset, Protocol("center", (scale,))) for scale in (32, 40, 48)]
+    nested = evaluate.fuse([evaluate.fuse(reports[:2]), reports[2]])
+    close(nested.posteriors, evaluate.fuse(reports).posteriors)
+    assert nested.protocols == [r.protocol for r in reports]
+
+
+def test_stored_reports_fuse_as_those_in_memory(model, tmp_path):
+    dataset = Broken(200, (17, 199))
+    protocols = [Protocol("center", (32,)), Protocol("center", (40,), filter="box", mirror=True)]
+    reports = [evaluate.evaluate(model, dataset, p) for p in protocols]
+    for i, report in enumerate(reports):
+        report.save(tmp_path / f"{i}.npz")
+    loaded = [evaluate.Report.load(tmp_path / f"{i}.npz") for i in range(2)]
+    for report, again in zip(reports, loaded, strict=True):
+        assert again.to_dict() == report.to_dict()
+        assert (again.broken, again.protocols) == (report.broken, report.protocols)
+        assert again.posteriors.tobytes() == report.posteriors.tobytes()
+        np.testing.assert_array_equal(again.labels, report.labels)
+    one, other = evaluate.fuse(reports), evaluate.fuse(loaded)
+    assert one.to_dict() == other.to_dict()
+    assert one.posteriors.tobytes() == other.posteriors.tobytes()
+    row = evaluate.preset("table3:A").scaled(32)
+    marked = evaluate.evaluate(model, dataset, row)
+    marked.save(tmp_path / "row.npz")
+    assert evaluate.Report.load(tmp_path / "row.npz").paper == row
+
+
+def test_what_is_not_a_stored_report_is_named(model, dataset, tmp_path):
+    good = tmp_path / "good.npz"
+    report = evaluate.evaluate(model, dataset, Protocol("center", (32,)))
+    report.save(good)
+    with pytest.raises(ValueError, match="no posteriors"):
+        dataclasses.replace(report, posteriors=None).save(tmp_path / "bare.npz")
+    assert not (tmp_path / "bare.npz").exists()
+    with pytest.raises(FileNotFoundError, match="absent"):
+        evaluate.Report.load(tmp_path / "absent.npz")
+    with np.load(good) as arrays:
+        contents = dict(arrays)
+    text = json.loads(str(contents["report"]))
+    cases = {
+        "cut": good.read_bytes()[:-200],
+        "flipped": good.read_bytes().replace(
+            contents["posteriors"].tobytes(), bytes(contents["posteriors"].nbytes)
+        ),
+        "empty": b"",
+        "other": {"x": np.zeros(3)},
+        "fewer": contents | {"labels": contents["labels"][:-1]},
+        "wider": contents | {"posteriors": contents["posteriors"].astype(np.float64)},
+        "version": contents | {"report": np.array(json.dumps(text | {"format": "vggnet-report-9"}))},
+        "field": contents
+        | {"report": np.array(json.dumps(text | {"protocols": [{"kind": "dense", "new": 1}]}))},
+        "pickle": contents | {"report": np.array({"a": 1}, object)},
+    }
+    for name, case in cases.items():
+        path = tmp_path / f"{name}.npz"
+        if isinstance(case, bytes):
+            path.write_bytes(case)
+        else:
+            np.savez(path, **case)
+        with pytest.raises(vgg.VggError, match=rf"{name}\.npz: no posteriors that .* or damaged"):
+            evaluate.Report.load(path)
+
+
 def test_compare_shares_one_pass(model, dataset, monkeypatch):
     reads = []
     monkeypatch.setattr(dataset, "image", lambda i, read=dataset.image: (reads.append(i), read(i))[1])
@@ -319,10 +384,22 @@ def test_fuse_needs_posteriors_of_the_same_images(model, dataset):
     bare = evaluate.evaluate(model, dataset, Protocol("center", (32,)), keep_posteriors=False)
     part = evaluate.evaluate(model, data.Subset(dataset, [0, 1]), Protocol("center", (32,)))
     turned = evaluate.evaluate(model, data.Subset(dataset, [1, 0, 2, 3]), Protocol("center", (32,)))
+    renamed = evaluate.evaluate(
+        model,
+        data.ArrayDataset(
+            [dataset.image(i) for i in range(4)], dataset.labels, list("abcdefg"), names=list("wxyz")
+        ),
+        Protocol("center", (32,)),
+    )
+    facts = report.models[0]
+    report.models = [facts | {"classes_sha256": "1"}]
+    reordered = dataclasses.replace(report, models=[facts | {"classes_sha256": "2"}])
     for reports, message in (
         ([report, bare], "no posteriors"),
         ([report, part], "expected equal shapes"),
         ([report, turned], "different labels"),
+        ([report, renamed], "different names"),
+        ([report, reordered], "same in another order"),
         ([], "empty"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -428,7 +505,7 @@ def test_scales_below_the_input_size(model, images):
 @pytest.mark.parametrize("kind", KINDS)
 def test_description_names_every_choice(kind):
     text = Protocol(kind, (40, 50), filter="lanczos").describe()
-    for part in (kind, "40, 50", "lanczos", "our inference", "averaged over the scales"):
+    for part in (kind, "40, 50", "lanczos", "Our inferences", "averaged over the scales"):
         assert part in text
     assert ("sum-pooled" in text) == (kind in ("dense", "combined"))
     assert ("linspace" in text) == (kind in ("multi-crop", "combined"))

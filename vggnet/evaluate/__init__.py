@@ -20,12 +20,14 @@ from __future__ import annotations
 
 from .dataset import Progress, compare, evaluate
 from .passes import crops, grid_offsets, posteriors
+from .presets import Preset, paper_rows, preset
 from .protocol import KINDS, PAPER_SCALES, Protocol, resolve
 from .report import Report, fuse, table, wrong
 
 __all__ = [
     "KINDS",
     "PAPER_SCALES",
+    "Preset",
     "Progress",
     "Protocol",
     "Report",
@@ -34,7 +36,9 @@ __all__ = [
     "evaluate",
     "fuse",
     "grid_offsets",
+    "paper_rows",
     "posteriors",
+    "preset",
     "resolve",
     "table",
     "wrong",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -11,6 +13,7 @@ import numpy.typing as npt
 
 from ..data import Loader
 from .passes import Pyramid, Rows, average, build_pyramid, crops_per_image, key_of, part_posteriors
+from .presets import Preset, model_facts
 from .protocol import Protocol, check_scales, resolve
 from .report import Count, Report
 
@@ -18,16 +21,18 @@ if TYPE_CHECKING:
     from ..data import Dataset
     from ..models import VGG
 
+    Pair = tuple[VGG, Protocol | str]
+    Entry = VGG | Pair | Sequence[VGG | Pair] | tuple[VGG | Sequence[VGG], Preset]
+
 CHUNK_BATCHES = 16  # forward passes of a full batch on one group of images, at most about
 
-Pair = tuple["VGG", Protocol | str]
 Progress = Callable[[int, int], object]
 
 
 def evaluate(
     model_or_list: VGG | Sequence[VGG | Pair],
     dataset: Dataset,
-    protocol: Protocol | str = "paper",
+    protocol: Protocol | Preset | str = "paper",
     *,
     progress: Progress | None = None,
     keep_posteriors: bool = True,
@@ -40,7 +45,8 @@ def evaluate(
     model_or_list : a VGG; or several VGGs or (VGG, Protocol) pairs, whose posteriors are averaged (paper,
         section 4.4)
     dataset : see :class:`vggnet.data.Dataset`
-    protocol : a Protocol, "paper" or a kind; for the models that come without their own
+    protocol : a Protocol, "paper" or a kind, for the models that come without their own; or a row of the
+        paper's tables (:func:`preset`), for its nets
     progress : called as ``progress(done, total)`` with numbers of images
     keep_posteriors : keep (N, classes) float32 in the report: 200 MB for 50,000 images and 1000 classes
     strict : the first broken image raises; otherwise they count as wrong, and more than 1 % of them raises
@@ -48,7 +54,8 @@ def evaluate(
     Raises
     ------
     ValueError
-        Scales below the input size, or classes of data and model that do not fit.
+        Scales below the input size, classes of data and model that do not fit, or models that are not the
+        nets of the row.
     ImageError
         Too many broken images.
     """
@@ -58,9 +65,9 @@ def evaluate(
 
 
 def compare(
-    entries: Sequence[VGG | Pair | Sequence[VGG | Pair]],
+    entries: Sequence[Entry],
     dataset: Dataset,
-    protocol: Protocol | str = "paper",
+    protocol: Protocol | Preset | str = "paper",
     *,
     progress: Progress | None = None,
     keep_posteriors: bool = True,
@@ -68,10 +75,11 @@ def compare(
 ) -> list[Report]:
     """Several evaluations in one pass over the data: one report for each entry.
 
-    An entry is a model, a (model, protocol) pair, or a list of those (fusion). Images are read and rescaled
-    once, and what entries have in common (the same model under the same protocol; the dense part of
-    "combined") is computed once. The rest is as in :func:`evaluate`.
+    An entry is a model, a (model, protocol) pair, a list of those (fusion), or a (models, row of the paper)
+    pair. Images are read and rescaled once, and what entries have in common (the same model under the same
+    protocol; the dense part of "combined") is computed once. The rest is as in :func:`evaluate`.
     """
+    rows = [_row(entry, protocol) for entry in entries]
     groups = [_pairs(entry, protocol) for entry in entries]
     if not groups:
         raise ValueError("entries is empty; expected at least one model")
@@ -106,7 +114,7 @@ def compare(
         strict=strict or None,
     )
     clock = time.perf_counter()
-    for rows, chunk, _ in cast("Iterable[tuple[Rows, list[Pyramid], Rows]]", loader):
+    for numbers, chunk, _ in cast("Iterable[tuple[Rows, list[Pyramid], Rows]]", loader):
         waited += time.perf_counter() - clock
         results = {}
         for key, (model, part) in parts.items():
@@ -115,19 +123,42 @@ def compare(
             spent[key] += time.perf_counter() - clock
         for group, count in zip(groups, counts, strict=True):
             each = [average([results[id(m), part] for part in p.parts()]) for m, p in group]
-            count.add(rows, average(each), labels[rows])
+            count.add(numbers, average(each), labels[numbers])
         if progress is not None:
-            progress(int(rows[-1]) + 1, n)
+            progress(int(numbers[-1]) + 1, n)
         clock = time.perf_counter()
-    broken = [(item.name, item.reason) for item in loader.broken]
+    names = _names_sha256(dataset)
     return [
-        _report(count, group, labels, broken, waited + sum(spent[key] for key in _used(group)))
-        for group, count in zip(groups, counts, strict=True)
+        Report(
+            top1=100.0 * (count.top1 + len(loader.broken)) / n,
+            top5=100.0 * (count.top5 + len(loader.broken)) / n,
+            count=n,
+            broken=loader.broken,
+            not_finite=count.not_finite,
+            seconds=waited + sum(spent[key] for key in _used(group)),
+            labels=labels,
+            names_sha256=names,
+            models=[model_facts(model) for model, _ in group],
+            protocols=[p for _, p in group],
+            posteriors=count.posteriors,
+            paper=row,
+        )
+        for row, group, count in zip(rows, groups, counts, strict=True)
     ]
 
 
-def _pairs(entry: Any, protocol: Protocol | str) -> list[tuple[VGG, Protocol]]:
+def _row(entry: Entry, protocol: Protocol | Preset | str) -> Preset | None:
+    """The row of the paper that an entry of compare is to be."""
+    given = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else protocol
+    return given if isinstance(given, Preset) else None
+
+
+def _pairs(entry: Any, protocol: Protocol | Preset | str) -> list[tuple[VGG, Protocol]]:
     """An entry of compare as (model, Protocol) pairs."""
+    if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], Preset):
+        entry, protocol = entry
+    if isinstance(protocol, Preset):
+        return protocol.pairs(entry)
     if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], Protocol | str):
         return [(entry[0], resolve(entry[1], entry[0]))]
     if isinstance(entry, list | tuple):
@@ -163,39 +194,11 @@ def _labels(dataset: Dataset, models: Sequence[VGG]) -> npt.NDArray[np.int64]:
     return labels
 
 
+def _names_sha256(dataset: Dataset) -> str:
+    """A checksum of the images' names in order, without their folders, which may lie elsewhere on another day."""
+    names = (re.split(r"[/\\]", dataset.name(i))[-1] for i in range(len(dataset)))
+    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
+
+
 def _used(group: Sequence[tuple[VGG, Protocol]]) -> list[tuple[int, Protocol]]:
     return list(dict.fromkeys((id(m), part) for m, p in group for part in p.parts()))
-
-
-def _report(
-    count: Count,
-    group: Sequence[tuple[VGG, Protocol]],
-    labels: npt.NDArray[np.int64],
-    broken: list[tuple[str, str]],
-    seconds: float,
-) -> Report:
-    n = len(labels)
-    return Report(
-        top1=100.0 * (count.top1 + len(broken)) / n,
-        top5=100.0 * (count.top5 + len(broken)) / n,
-        count=n,
-        broken=list(broken),
-        not_finite=count.not_finite,
-        seconds=seconds,
-        labels=labels,
-        models=[_facts(model) for model, _ in group],
-        protocols=[p for _, p in group],
-        posteriors=count.posteriors,
-    )
-
-
-def _facts(model: VGG) -> dict[str, Any]:
-    return {
-        "config": model.config,
-        "classes": model.num_classes,
-        "input_size": model.input_size,
-        "in_channels": model.in_channels,
-        "pool_rounding": model.pool_rounding,
-        "channels": model.preprocessing.channels,
-        "mean": [float(m) for m in model.preprocessing.mean],
-    }

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from ..models import VGG
 
 KINDS = ("center", "ten-crop", "multi-crop", "dense", "combined")
-PAPER_SCALES = (256, 384, 512)  # at the paper's input size, 224
+PAPER_SIZE = 224  # the input size of the paper's nets
+PAPER_SCALES = (256, 384, 512)  # at that size
 
 
 @dataclass(frozen=True)
@@ -102,21 +103,35 @@ class Protocol:
             return (self,)
         return replace(self, kind="dense"), replace(self, kind="multi-crop")
 
+    def inferences(self) -> list[str]:
+        """The choices that the paper leaves open, as they were made."""
+        found = [
+            "longer side of the rescaled image = floor(longer * Q / shorter + 0.5)",
+            f"rescaled by Pillow's antialiased {self.filter} filter",
+        ]
+        kinds = [part.kind for part in self.parts()]
+        if "dense" in kinds and self.averaging == "scores":
+            found.append("'sum-pooled' means averaged over positions, before the soft-max")
+        if "multi-crop" in kinds:
+            found.append(
+                f"crops start at floor(linspace(0, side - crop, {self.grid}) + 0.5) on each axis, repeated ones count"
+            )
+        if "center" in kinds or "ten-crop" in kinds:
+            found.append("the centre crop starts at floor((side - crop) / 2) on each axis")
+        return found
+
     def describe(self) -> str:
         """The protocol in words, with the choices that the paper leaves open."""
         lines = [
             f"{self.kind}, Q = {', '.join(map(str, self.scales))}.",
-            "Images are rescaled isotropically to shorter side Q, longer side = floor(longer * Q / shorter",
-            f"+ 0.5) (our inference), by Pillow's antialiased {self.filter} filter; the mean is subtracted.",
+            "Images are rescaled isotropically to shorter side Q; the mean is subtracted.",
         ]
         for part in self.parts():
             if part.kind == "dense":
                 whole = "image and on its mirror image" if self.mirror else "image"
                 lines.append(f"Dense: the net runs fully convolutionally on the whole {whole};")
                 if self.averaging == "scores":
-                    lines.append(
-                        "class scores averaged over positions (we read 'sum-pooled' so), then soft-max."
-                    )
+                    lines.append("class scores averaged over positions, then soft-max.")
                 else:
                     lines.append(
                         "soft-max at each position, averaged over the positions (not the paper's order)."
@@ -126,24 +141,19 @@ class Protocol:
                 continue
             mirror = ", each also mirrored" if self.mirror else ""
             if part.kind == "multi-crop":
-                n = self.grid
-                lines.append(
-                    f"Multi-crop: a regular {n} x {n} grid of crops{mirror}; offsets on each axis are"
-                )
-                lines.append(
-                    f"floor(linspace(0, side - crop, {n}) + 0.5), repeated ones count (our inference)."
-                )
+                lines.append(f"Multi-crop: a regular {self.grid} x {self.grid} grid of crops{mirror}.")
             elif part.kind == "ten-crop":
                 lines.append(f"Ten-crop: four corners and the centre{mirror}.")
             else:
-                mirror = " and its mirror image" if self.mirror else ""
-                lines.append(f"Centre crop{mirror}, at floor((side - crop) / 2) on each axis.")
+                lines.append(f"Centre crop{' and its mirror image' if self.mirror else ''}.")
             one = part.kind == "center" and not self.mirror
             lines.append("Then soft-max." if one else "Soft-max outputs of the crops are averaged.")
         if self.kind == "combined":
             lines.append("Combined: mean of the dense and the multi-crop posteriors.")
         if len(self.scales) > 1:
             lines.append("Posteriors are averaged over the scales Q.")
+        lines.append("Our inferences, where the paper is silent:")
+        lines += [f"- {text}" for text in self.inferences()]
         return "\n".join(lines)
 
 
@@ -153,6 +163,11 @@ def resolve(protocol: Protocol | str, model: VGG) -> Protocol:
     if isinstance(protocol, Protocol):
         return protocol
     return Protocol.for_model("dense" if protocol == "paper" else protocol, model)
+
+
+def in_proportion(scale: int, input_size: int) -> int:
+    """A scale of the paper, S or Q, for nets of another input size: floor(scale * input_size / 224 + 0.5)."""
+    return (2 * scale * input_size + PAPER_SIZE) // (2 * PAPER_SIZE)
 
 
 def check_scales(model: VGG, protocol: Protocol) -> None:
@@ -167,10 +182,10 @@ def _scales(model: VGG, *, single: bool) -> list[int]:
     """Test scales of a model, see `Protocol.for_model`."""
     size = model.input_size
     if model.scale is None:
-        low, middle, high = ((q * size + 112) // 224 for q in PAPER_SCALES)
+        low, middle, high = (in_proportion(q, size) for q in PAPER_SCALES)
         return [low] if single else [low, middle, high]
     if isinstance(model.scale, int):
-        middle, step = model.scale, (32 * size + 112) // 224
+        middle, step = model.scale, in_proportion(32, size)
         if middle - step < size:  # too little room for crops to have taught it other scales
             return [middle]
         low, high = middle - step, middle + step
