@@ -13,7 +13,7 @@ PREFIX = "bench_"
 def names() -> list[str]:
     """The benchmarks in this folder."""
     modules = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
-    return sorted(name.removeprefix(PREFIX) for name in modules if name.startswith(PREFIX))
+    return sorted(name.removeprefix(PREFIX).replace("_", "-") for name in modules if name.startswith(PREFIX))
 
 
 def main(arguments: list[str]) -> int:
@@ -23,7 +23,8 @@ def main(arguments: list[str]) -> int:
         wanted = f"no benchmark {arguments[0]!r}; " if arguments and not arguments[0].startswith("-") else ""
         print(f"{wanted}usage: python -m benchmarks {{{','.join(known)}}} [--help]", file=sys.stderr)
         return 2
-    return int(importlib.import_module(f".{PREFIX}{arguments[0]}", __package__).main(arguments[1:]))
+    module = importlib.import_module(f".{PREFIX}{arguments[0].replace('-', '_')}", __package__)
+    return int(module.main(arguments[1:]))
 
 
 if __name__ == "__main__":
