@@ -4,7 +4,7 @@ CC ?= cc
 # make peers: an interpreter that has benchmarks/peers.txt
 PEERS ?= $(PYTHON)
 
-.PHONY: build test lint nightly sanitize werror bench peers fashion-mnist parity import-time clean
+.PHONY: build test lint nightly sanitize werror bench peers fashion-mnist paper-tables parity import-time clean
 
 build: ## the extension in place, for working in the tree
 	$(PYTHON) -m pip install -q -e '.[test]'
@@ -33,6 +33,9 @@ peers: build ## net D against other systems, about 15 minutes of a quiet machine
 fashion-mnist: build ## the longer documented run: all 60,000 images; results are in docs/results.md
 	vggnet train --data fashion-mnist --val 0.05 --batch 32 --lr 0.01 --dropout 0.5 --threshold 0.3 --patience 3 --scale 32,36 --epochs 30 --out runs/fashion-mnist
 	vggnet evaluate runs/fashion-mnist/model.safetensors --data fashion-mnist --protocol center --mirror --scales 32,34,36
+
+paper-tables: build ## the paper in miniature, three seeds of about an hour each; goes on where it was stopped; see docs/paper-tables.md
+	$(PYTHON) -m benchmarks paper-tables --out runs/paper-tables --json benchmarks/paper-tables.json
 
 parity: build ## whole nets against torch==2.13.0 in double precision
 	$(PYTHON) -m pytest -m 'nightly or not nightly' tests/test_parity_torch.py

@@ -23,96 +23,92 @@ def tables():
     sys.path.remove(str(ROOT))
 
 
-@pytest.fixture
-def tiny(tables):
-    """A plan of seconds."""
-    return tables.Plan(
-        seeds=(0,),
-        train_images=80,
-        held_out=0.25,
-        test_images=20,
-        fc_width=8,
-        epochs=1,
-        fine_tuning_epochs=1,
-        grid=2,
-    )
+def shrink(tables, patch):
+    """A plan of seconds: A at S = 36, and D at S = 36 and [36, 56]."""
+    some = {"A": (tables.FIXED,), "D": (tables.FIXED, tables.JITTER)}
+    patch.setattr(tables, "NETS", tuple(some))
+    patch.setattr(tables, "ORDER", tuple(some))
+    patch.setattr(tables, "stages", lambda net: some.get(net, (tables.FIXED,)))
+    few = {"train_images": 40, "held_out": 0.25, "test_images": 10, "batch": 8, "fc_width": 8, "grid": 2}
+    return tables.Plan(seeds=(0,), epochs=1, fine_tuning_epochs=1, **few)
 
 
 @pytest.fixture
-def two_nets(tables, monkeypatch):
-    """A at S = 36, and D at S = 36 and [36, 56]."""
-    monkeypatch.setattr(tables, "NETS", ("A", "D"))
-    monkeypatch.setattr(tables, "ORDER", ("A", "D"))
-    monkeypatch.setattr(
-        tables, "stages", lambda net: (tables.FIXED, tables.JITTER) if net == "D" else (tables.FIXED,)
-    )
+def tiny(tables, monkeypatch):
+    return shrink(tables, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def whole(tables, tmp_path_factory):
+    """The run, from beginning to end: its directory, and what `train.fit` was given for each stage."""
+    starts = {}
+
+    def fit(model, *arguments, init_from=None, **options):
+        recipe = options["recipe"]
+        starts[model.config, recipe.scale] = init_from and init_from.config, recipe.lr, model.scale
+        return original(model, *arguments, init_from=init_from, **options)
+
+    original, out = train.fit, tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        plan = shrink(tables, patch)
+        patch.setattr(train, "fit", fit)
+        tables.run(plan, out, data.sample(), data.sample(train=False))
+    return out, starts
 
 
 def files(out):
-    """What every file but the records of times holds."""
+    """What every file holds, but for the records of times."""
     kept = [path for path in sorted(out.rglob("*")) if path.suffix in (".npy", ".safetensors")]
     return {str(path.relative_to(out)): path.read_bytes() for path in kept}
 
 
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(tables, tiny, two_nets, tmp_path, monkeypatch):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    tables.run(tiny, whole, data.sample(), data.sample(train=False))
-    assert not list(whole.rglob("checkpoint-*"))
-
-    fit, evaluations = train.fit, []
-
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(tables, tiny, whole, tmp_path, monkeypatch):
     class Stop(train.Callback):
         def on_iteration(self, model, iteration, loss, error):
             if model.config == "D" and iteration == 2:
                 raise KeyboardInterrupt
 
-    def failing(model, dataset, protocol, **options):
-        evaluations.append(protocol)
-        if len(evaluations) == 8:
+    def stopping(model, dataset, protocol, **options):
+        if protocol.kind == "multi-crop":
             raise KeyboardInterrupt
-        return evaluate_evaluate(model, dataset, protocol, **options)
+        return evaluation(model, dataset, protocol, **options)
 
-    evaluate_evaluate = evaluate.evaluate
-    monkeypatch.setattr(train, "fit", lambda *a, **k: fit(*a, callbacks=[Stop()], **k))
-    with pytest.raises(KeyboardInterrupt):
-        tables.run(tiny, stopped, data.sample(), data.sample(train=False))
-    monkeypatch.setattr(train, "fit", fit)
-    monkeypatch.setattr(tables.evaluate, "evaluate", failing)
-    with pytest.raises(KeyboardInterrupt):
-        tables.run(tiny, stopped, data.sample(), data.sample(train=False))
-    monkeypatch.setattr(tables.evaluate, "evaluate", evaluate_evaluate)
-    tables.run(tiny, stopped, data.sample(), data.sample(train=False))
-    assert files(stopped) == files(whole)
+    fit, evaluation = train.fit, evaluate.evaluate
+    images = data.sample(), data.sample(train=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "fit", lambda *a, **k: fit(*a, callbacks=[Stop()], **k))
+        with pytest.raises(KeyboardInterrupt):
+            tables.run(tiny, tmp_path, *images)
+    assert len(list(tmp_path.rglob("checkpoint-*"))) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "evaluate", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            tables.run(tiny, tmp_path, *images)
+    assert not list(tmp_path.rglob("checkpoint-*"))
+    tables.run(tiny, tmp_path, *images)
+    assert files(tmp_path) == files(whole[0])
 
 
-def test_averages_are_those_of_evaluate_and_d_starts_from_a(tables, tiny, two_nets, tmp_path, monkeypatch):
-    starts = {}
-
-    def fit(model, *arguments, init_from=None, **options):
-        name = model.config, options["recipe"].scale
-        starts[name] = init_from and init_from.config, options["recipe"].lr, model.scale
-        return original(model, *arguments, init_from=init_from, **options)
-
-    original = train.fit
-    monkeypatch.setattr(train, "fit", fit)
-    test = tables.part(data.sample(train=False), tiny.test_images, 0)
-    tables.run(tiny, tmp_path, data.sample(), data.sample(train=False))
-    lr = tiny.lr
-    assert starts == {
-        ("A", 36): (None, lr, None),
-        ("D", 36): ("A", lr, None),
-        ("D", (36, 56)): (None, lr / 10, 36),
+def test_stages_start_where_the_papers_did(tables, tiny, whole):
+    assert whole[1] == {
+        ("A", 36): (None, tiny.lr, None),
+        ("D", 36): ("A", tiny.lr, None),
+        ("D", (36, 56)): (None, tiny.lr / 10, 36),
     }
-    model = tables.vgg.load(tables.folder(tmp_path, 0, "D", tables.JITTER) / "model.safetensors")
-    found = tables.read(tiny, tmp_path, 0)
+
+
+def test_averages_are_those_of_evaluate(tables, tiny, whole):
+    out, test = whole[0], tables.part(data.sample(train=False), tiny.test_images, 0)
+    model = tables.vgg.load(tables.folder(out, 0, "D", tables.JITTER) / "model.safetensors")
+    found = tables.read(tiny, out, 0)
     for how, kind in (("dense", "dense"), ("multi-crop", "multi-crop"), ("both", "combined")):
-        protocol = evaluate.Protocol(kind, (36, 46, 56), grid=2)
+        protocol = evaluate.Protocol(kind, (36, 46, 56), grid=tiny.grid)
         expected = evaluate.evaluate(model, test, protocol).posteriors
         np.testing.assert_allclose(found["D", "[36, 56]", how], expected, atol=1e-6)
     one = evaluate.evaluate(model, test, evaluate.Protocol("dense", (46,))).posteriors
     np.testing.assert_array_equal(found[tables.single("D", tables.JITTER)], one)
 
-    results = tables.results(tiny, tmp_path, test.labels)
+    results = tables.results(tiny, out, test.labels)
     assert json.loads(json.dumps(results))["plan"]["seeds"] == [0]
     text = tables.report(results)
     error = 100 * evaluate.wrong(found["D", "[36, 56]", "both"], test.labels, 1).mean()
