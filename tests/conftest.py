@@ -15,7 +15,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
-from vggnet import _C
+from vggnet import _C, configs
 
 HERE = Path(__file__).parent
 ISAS = list(_C.build_info()["isa_available"])
@@ -42,6 +42,15 @@ def threads():
     before = _C.get_num_threads()
     yield _C.set_num_threads
     _C.set_num_threads(before)
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """The paper's nets with a few channels instead of hundreds: files of weights take kilobytes."""
+    for name, text in configs.CONFIGS.items():
+        for wide, few in (("64", "2"), ("128", "3"), ("256", "4"), ("512", "5")):
+            text = text.replace(wide, few)
+        monkeypatch.setitem(configs.CONFIGS, name, text)
 
 
 def never_ran():

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,8 @@ def _open(path: str | os.PathLike[str]) -> Iterator[tuple[Any, dict[str, str]]]:
                     raise WeightsError(f"{path}: its checksum is missing; it is damaged: use another copy")
             yield file, metadata
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise WeightsError(f"{path}: {_what_is_wrong(path)} ({error})") from error
+        reason = not_weights(path) or "not a readable safetensors file, or cut short; get or make it again"
+        raise WeightsError(f"{path}: {reason} ({error})") from error
 
 
 def _arrays(path: str | os.PathLike[str], names: Iterable[str]) -> Iterator[tuple[str, Array]]:
@@ -136,14 +137,15 @@ def _arrays(path: str | os.PathLike[str], names: Iterable[str]) -> Iterator[tupl
         yield name, array
 
 
-def _what_is_wrong(path: Path) -> str:
+def not_weights(path: Path) -> str | None:
+    """What a file is that often lies where weights should; None for anything else."""
     with path.open("rb") as file:
         start = file.read(64).lstrip()
     if start.startswith(b"version https://git-lfs"):
         return "this is a Git LFS pointer, not the weights: fetch the file itself (git lfs pull)"
     if start.startswith(b"<"):
         return "this is an HTML or XML page, not weights: the download failed; get the file again"
-    return "not a readable safetensors file, or cut short; get or make it again"
+    return None
 
 
 def _checksum(arrays: Iterable[tuple[str, Array]], metadata: Mapping[str, str]) -> str:
@@ -287,7 +289,9 @@ def verify_tensors(path: str | os.PathLike[str]) -> dict[str, str]:
     return metadata
 
 
-def restore_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Any]) -> None:
+def restore_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Any], leave: Collection[str] = ()
+) -> None:
     """Copy the arrays of a file into tensors that exist, a part at a time; the file has been verified before.
 
     Parameters
@@ -295,14 +299,17 @@ def restore_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Any]) ->
     path : str or os.PathLike
     tensors : mapping of str to Tensor
         Exactly the names and shapes of the file.
+    leave : collection of str
+        Names that are not copied, whatever their shapes.
 
     Raises
     ------
     WeightsError
         When names or shapes differ; nothing has been written then.
     """
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in leave}
     with _open(path) as (file, _):
-        names = set(file.keys())
+        names = set(file.keys()) - set(leave)
         for name in sorted(names ^ tensors.keys()):
             where = "the file has no" if name in tensors else "the model has no"
             raise WeightsError(f"{path}: {where} {name}; it is of another network")

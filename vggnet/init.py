@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal, get_args
 
 from . import _C
@@ -14,7 +14,9 @@ Init = Literal["paper", "paper-variance", "xavier", "he"]
 INITS: tuple[str, ...] = get_args(Init)
 
 
-def initialise(parameters: Mapping[str, _C.Tensor], init: str, seed: int) -> None:
+def initialise(
+    parameters: Mapping[str, _C.Tensor], init: str, seed: int, *, only: Collection[str] | None = None
+) -> None:
     """Fill weights with random numbers and biases with zeros, in place.
 
     Parameters
@@ -30,11 +32,16 @@ def initialise(parameters: Mapping[str, _C.Tensor], init: str, seed: int) -> Non
         - "he": N(0, 2 / fan_in) (He et al. 2015).
     seed : int
         Numbers depend on the seed and the position of the layer only.
+    only : collection of str, optional
+        Parameters to fill; the others stay as they are.
     """
     if init not in INITS:
         raise ValueError(f"init is {init!r}; expected one of {', '.join(map(repr, INITS))}")
-    weights = [tensor for name, tensor in parameters.items() if name.endswith(".weight")]
-    for number, w in enumerate(weights):
+    weights = [name for name in parameters if name.endswith(".weight")]
+    for number, name in enumerate(weights):
+        if only is not None and name not in only:
+            continue
+        w = parameters[name]
         outputs, *window, inputs = w.shape
         area = math.prod(window)
         purpose = Purpose.INIT + number
@@ -45,5 +52,5 @@ def initialise(parameters: Mapping[str, _C.Tensor], init: str, seed: int) -> Non
             deviation = {"paper": 0.01, "paper-variance": 0.1, "he": math.sqrt(2.0 / (area * inputs))}[init]
             _C.random_normal_(w, deviation, seed, purpose)
     for name, tensor in parameters.items():
-        if name.endswith(".bias"):
+        if name.endswith(".bias") and (only is None or name in only):
             tensor.copy_(_C.zeros(tensor.shape, device=tensor.device))

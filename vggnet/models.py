@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -27,6 +28,8 @@ from .run import FLOAT_BYTES, MemoryPlan, Plan, Run, as_input, nbytes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+log = logging.getLogger("vggnet")
 
 ILSVRC_MEAN = (123.68, 116.779, 103.939)  # RGB, 0..255 scale: of the authors' released models
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, which turns an RGB mean into that of gray images
@@ -624,38 +627,78 @@ class VGG:
             self.parameters[name].copy_(array)
 
 
-def load(path: str | os.PathLike[str], *, device: str = "cpu", weight_dtype: str = "float32") -> VGG:
-    """Read a model that `VGG.save` or training wrote.
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: str = "cpu",
+    weight_dtype: str = "float32",
+    config: str | None = None,
+    num_classes: int | None = None,
+) -> VGG:
+    """Read a model: a file that `VGG.save` or training wrote, or weights of another program.
 
     Parameters
     ----------
-    path : path of a safetensors file
+    path : path of a file
+        Its suffix says whose: .safetensors (ours), .caffemodel (Caffe). See docs/weights.md.
     device : str
     weight_dtype : "float32" | "bfloat16"
         "bfloat16" rounds the weights of fc6, fc7 and fc8 to bfloat16, which halves their memory and the time that one image
         takes in these layers; sums are still made in float32. Weights of convolutions and biases stay float32. Such a model is
         for inference: it can't be trained or saved.
+    config : "A" | "A-LRN" | "B" | "C" | "D" | "E", optional
+        The net that the file must hold. Needed for weights of A-LRN in a file that doesn't tell them from those of A.
+    num_classes : int, optional
+        For fine-tuning: with another number than the file's, fc8 is drawn anew (as by init="paper", zero biases) and class
+        names are dropped; all other weights are the file's. The logger "vggnet" tells.
 
     Raises
     ------
     WeightsError
-        If the file is none of ours, is damaged (checksum), or does not fit its own description.
+        If the file is damaged, holds something else, or does not fit its own description or `config`.
     FileNotFoundError
         If there is no such file.
+    ImportError
+        If the format needs a package that is not installed; the message names the extra.
+    ValueError
+        For another number of classes with weight_dtype "bfloat16".
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     VGG("A", num_classes=10, input_size=32, fc_width=16).save(f"{directory}/A.safetensors")
+    ...     load(f"{directory}/A.safetensors", num_classes=3)
+    VGG('A', num_classes=3, input_size=32, in_channels=3, fc_width=16, device='cpu')
     """
-    from .checkpoint import restore_tensors, verify_tensors
+    from .convert import open_model
 
     _check_choice("weight_dtype", weight_dtype, WEIGHT_DTYPES)
-    metadata = verify_tensors(path)
-    if metadata.get("format") != FORMAT or "model" not in metadata:
-        raise _C.WeightsError(
-            f"{os.fspath(path)}: not a model file of vggnet (format {metadata.get('format')!r})"
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"load: num_classes is {num_classes}; expected at least 1")
+    arguments, copy = open_model(path, config=config)
+    anew: tuple[str, ...] = ()
+    if num_classes not in (None, arguments.get("num_classes")):
+        if weight_dtype != "float32":
+            raise ValueError(
+                f"load: num_classes is {num_classes}, the file has {arguments.get('num_classes')}: fc8 would be drawn "
+                f"anew, to be trained; expected weight_dtype='float32'"
+            )
+        anew = ("fc8.weight", "fc8.bias")
+        log.info(
+            "%s has %s classes: fc8 is drawn anew for %d, all other weights are kept",
+            os.fspath(path),
+            arguments.get("num_classes"),
+            num_classes,
         )
+        arguments |= {"num_classes": num_classes, "classes": None}
     try:
-        model = VGG(**json.loads(metadata["model"]), init=None, device=device, weight_dtype=weight_dtype)
+        model = VGG(**arguments, init=None, device=device, weight_dtype=weight_dtype)
     except (TypeError, ValueError) as error:
         raise _C.WeightsError(f"{os.fspath(path)}: its description makes no model: {error}") from error
-    restore_tensors(path, model.parameters)
+    copy(model.parameters, anew)
+    if anew:
+        initialise(model.parameters, "paper", model.seed, only=anew)
     return model
 
 
