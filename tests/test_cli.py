@@ -18,7 +18,7 @@ from vggnet.preprocess import FILTERS
 
 from helpers import ENVIRONMENT
 
-COMMANDS = ("quickstart", "train", "evaluate", "predict", "bench", "info")
+COMMANDS = ("quickstart", "train", "evaluate", "predict", "features", "bench", "info")
 NET = ("--config", "A", "--input-size", "32", "--fc-width", "16", "--init", "xavier", "--batch", "8")
 
 

@@ -6,7 +6,7 @@
 >>> model.forward(np.zeros((1, 32, 32, 1), np.float32)).shape
 (1, 10)
 
-Importing the package loads NumPy and nothing else; `vggnet.train`, `vggnet.evaluate` and `vggnet.data` load on first use.
+Importing the package loads NumPy and nothing else; the modules `data`, `evaluate`, `features` and `train` load on first use.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ __all__ = [
     "data",
     "empty",
     "evaluate",
+    "features",
     "from_dlpack",
     "get_num_threads",
     "load",
@@ -64,7 +65,7 @@ __all__ = [
 
 logging.getLogger("vggnet").addHandler(logging.NullHandler())
 
-_LAZY = ("data", "evaluate", "train")
+_LAZY = ("data", "evaluate", "features", "train")
 
 
 def __getattr__(name: str) -> Any:

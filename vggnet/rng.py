@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     DROP6 = 6
     DROP7 = 7
     HOLDOUT = 8
+    SPLIT = 9
     INIT = 1 << 16  # + number of the weight layer
 
 

@@ -1,4 +1,5 @@
-"""Labelled images: a folder per class, ILSVRC-2012, Fashion-MNIST, the bundled sample, arrays; and reading them ahead.
+"""Labelled images: a folder per class, ILSVRC-2012, PASCAL VOC, Caltech-101 and -256, Fashion-MNIST, the bundled
+sample, arrays; and reading them ahead.
 
 Everything that trains or evaluates takes a `Dataset`: anything with `classes`, `labels`, `image(i)` and
 `name(i)`. Images are uint8, channels last, of any size; rescaling and cropping come later (paper, sections
@@ -8,18 +9,23 @@ Everything that trains or evaluates takes a `Dataset`: anything with `classes`, 
 from __future__ import annotations
 
 from .base import ArrayDataset, Dataset, DatasetNotFoundError, Subset, split
+from .caltech import Caltech101, Caltech256, split_per_class
 from .fashion_mnist import FASHION_MNIST_CLASSES, FASHION_MNIST_DIR, FashionMNIST, sample
 from .folder import ImageFolder
 from .ilsvrc import ILSVRC2012
 from .loader import Batch, Broken, Loader
+from .voc import VOC
 
 __all__ = [
     "FASHION_MNIST_CLASSES",
     "FASHION_MNIST_DIR",
     "ILSVRC2012",
+    "VOC",
     "ArrayDataset",
     "Batch",
     "Broken",
+    "Caltech101",
+    "Caltech256",
     "Dataset",
     "DatasetNotFoundError",
     "FashionMNIST",
@@ -28,4 +34,5 @@ __all__ = [
     "Subset",
     "sample",
     "split",
+    "split_per_class",
 ]

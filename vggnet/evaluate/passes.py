@@ -47,7 +47,7 @@ def posteriors(model: VGG, images: Sequence[Image], protocol: Protocol | str = "
     keys = [key_of(model, protocol, scale) for scale in protocol.scales]
     result = np.empty((len(images), model.num_classes), np.float32)
     row = 0
-    for chunk in _chunks((build_pyramid(image, keys) for image in images), protocol.batch):
+    for chunk in chunks((build_pyramid(image, keys) for image in images), protocol.batch):
         result[row : row + len(chunk)] = average(
             [part_posteriors(model, chunk, part) for part in protocol.parts()]
         )
@@ -55,7 +55,7 @@ def posteriors(model: VGG, images: Sequence[Image], protocol: Protocol | str = "
     return result
 
 
-def _chunks(pyramids: Iterable[Pyramid], count: int) -> Iterator[list[Pyramid]]:
+def chunks(pyramids: Iterable[Pyramid], count: int) -> Iterator[list[Pyramid]]:
     """Groups of at most ``count`` images and about CHUNK_BYTES bytes."""
     chunk: list[Pyramid] = []
     held = 0
