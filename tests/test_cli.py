@@ -18,7 +18,18 @@ from vggnet.preprocess import FILTERS
 
 from helpers import ENVIRONMENT
 
-COMMANDS = ("quickstart", "train", "evaluate", "predict", "features", "bench", "info")
+COMMANDS = (
+    "quickstart",
+    "train",
+    "evaluate",
+    "predict",
+    "features",
+    "bench",
+    "info",
+    "data prepare",
+    "data check",
+    "data stats",
+)
 NET = ("--config", "A", "--input-size", "32", "--fc-width", "16", "--init", "xavier", "--batch", "8")
 
 
@@ -67,7 +78,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_examples_and_common_options(command):
-    text = fine(command, "--help")
+    text = fine(*command.split(), "--help")
     for part in (f"vggnet {command}", "examples:", "--device", "--threads", "--seed", "--json"):
         assert part in text
 

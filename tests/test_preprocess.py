@@ -13,8 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from vggnet import ImageError, VggError, WeightsError
-from vggnet.preprocess import FILTERS, Preprocessing, check_image, load_image, rescale, rescaled_size
+from vggnet import ImageError, VggError, WeightsError, preprocess
+from vggnet.preprocess import (
+    FILTERS,
+    Preprocessing,
+    check_image,
+    load_image,
+    load_rescaled,
+    rescale,
+    rescaled_size,
+)
 
 from helpers import photos
 
@@ -451,38 +459,67 @@ def test_contents_of_a_file(tmp_path):
 # ---- decoding at a lower resolution, in training
 
 
-@pytest.mark.parametrize("rotated", [False, True])
-def test_a_large_jpeg_may_be_decoded_smaller_but_not_below_the_side_asked(tmp_path, rotated):
-    """427 x 640: at full size down to a side of 214, then a half, a quarter, an eighth."""
+@pytest.fixture
+def decoded_size(monkeypatch):
+    """Sizes, height and width, that were decoded since."""
+    sizes = []
+    real = preprocess._decode
+
+    def decode(image, channels):
+        pixels = real(image, channels)
+        sizes.append(pixels.shape[:2])
+        return pixels
+
+    monkeypatch.setattr(preprocess, "_decode", decode)
+    return sizes
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_jpeg_file_is_decoded_smaller_but_not_below_the_side_asked(tmp_path, decoded_size, turned):
+    """416 x 640: whole down to a side of 209, then its half, quarter, eighth."""
     path = tmp_path / "a.jpg"
     exif = Image.Exif()
-    exif[EXIF_ORIENTATION] = 6 if rotated else 1
-    Image.fromarray(photos()[0]).save(path, quality=95, exif=exif)
+    exif[EXIF_ORIENTATION] = 6 if turned else 1
+    Image.fromarray(photos()[0][:416]).save(path, quality=95, exif=exif)
     whole = load_image(path)
-    for side, shape in {
-        428: (427, 640), 427: (427, 640), 214: (427, 640), 213: (214, 320), 107: (214, 320), 106: (107, 160), 54: (107, 160),
-        53: (54, 80), 1: (54, 80),
-    }.items():  # fmt: skip
-        reduced = load_image(path, short_side=side)
-        assert reduced.shape[:2] == (shape[::-1] if rotated else shape), side
-        assert min(reduced.shape[:2]) >= min(side, 427)
-        fits = rescale(whole, min(shape), "box").astype(np.float64)
-        if (
-            fits.shape == reduced.shape
-        ):  # a mean of the pixels below, as antialiasing wants, and no choice of them
-            assert np.abs(fits - reduced).mean() < 5
-    np.testing.assert_array_equal(load_image(path, short_side=400), whole)
+    for side, divisor in (
+        (500, 1), (416, 1), (209, 1), (208, 2), (207, 2), (160, 2), (105, 2), (104, 4), (53, 4), (52, 8), (9, 8),
+    ):  # fmt: skip
+        pixels, size = load_rescaled(path, side)
+        expected = rescale(whole, side).astype(int)
+        assert min(decoded_size[-1]) == 416 // divisor
+        assert size == whole.shape[:2] == ((640, 416) if turned else (416, 640))
+        assert pixels.shape == expected.shape
+        difference = np.abs(pixels - expected).mean()
+        if divisor == 1:
+            assert difference == 0
+        else:  # as near as another filter is, and far nearer than pixels picked without one
+            picked = rescale(whole[::divisor, ::divisor], side)
+            assert difference < 4 and difference < 0.5 * np.abs(picked - expected).mean()
 
 
-def test_only_jpeg_files_are_decoded_smaller(tmp_path):
+def test_only_jpeg_files_are_decoded_smaller(tmp_path, decoded_size):
     image = Image.fromarray(photos()[1])
     image.save(tmp_path / "a.png")
-    assert load_image(tmp_path / "a.png", short_side=10).shape == (427, 640, 3)
-    assert load_image(image, short_side=10).shape == (427, 640, 3)
     image.convert("CMYK").save(tmp_path / "c.jpg")
-    assert load_image(tmp_path / "c.jpg", short_side=100).shape == (107, 160, 3)
     image.convert("L").save(tmp_path / "g.jpg")
-    assert load_image((tmp_path / "g.jpg").read_bytes(), "gray", short_side=100).shape == (107, 160, 1)
+    for source, side in ((tmp_path / "a.png", 427), (image, 427), (tmp_path / "c.jpg", 107)):
+        assert load_rescaled(source, 100)[0].shape == (100, 150, 3)
+        assert min(decoded_size[-1]) == side
+    pixels, size = load_rescaled((tmp_path / "g.jpg").read_bytes(), 100, "box", "gray")
+    assert (pixels.shape, size, decoded_size[-1]) == ((100, 150, 1), (427, 640), (107, 160))
+    array = np.asarray(image)
+    np.testing.assert_array_equal(load_rescaled(array, 100)[0], rescale(array, 100))
+
+
+def test_load_rescaled_names_what_is_wrong(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"<html>")
+    with pytest.raises(ImageError, match=r"a\.jpg: the file is an HTML page"):
+        load_rescaled(tmp_path / "a.jpg", 32)
+    with pytest.raises(ValueError, match="filter is 'cubic'"):
+        load_rescaled(photos()[0], 32, "cubic")
+    with pytest.raises(ValueError, match="short_side is 0"):
+        load_rescaled(photos()[0], 0)
 
 
 @pytest.mark.parametrize("source", [bytearray(b"GIF"), 3, None, [RGB], RGB.tolist()])

@@ -31,6 +31,8 @@ class Purpose(IntEnum):
     DROP7 = 7
     HOLDOUT = 8
     SPLIT = 9
+    SHARDS = 10
+    PREPARE = 11
     INIT = 1 << 16  # + number of the weight layer
 
 

@@ -118,11 +118,13 @@ def open_data(spec: str, part: str, channels: int = 3) -> Dataset:
     Parameters
     ----------
     spec : "sample", "fashion-mnist", "fashion-mnist:DIR" or a folder
-    part : "train", "val" or "test". A folder may have subfolders of these names, each with a folder per
-        class; "test" then takes val/ where there is no test/ (ILSVRC's test labels are secret). A folder
-        without them is taken as it is.
+        Of ILSVRC-2012, if it holds one of its archives or its devkit; or with subfolders for the parts; or of one part.
+        A folder of a part holds shards, or a folder per class.
+    part : "train", "val" or "test"
+        "test" takes val/ where there is no test/ (ILSVRC's test labels are secret).
     """
     from .. import data
+    from ..data.ilsvrc import DEVKIT
 
     name, _, directory = spec.partition(":")
     if name in ("sample", "fashion-mnist"):
@@ -139,21 +141,32 @@ def open_data(spec: str, part: str, channels: int = 3) -> Dataset:
             f"--data {spec}: no such folder; expected sample, fashion-mnist, "
             "or a folder with one subfolder of images for each class"
         )
+    distributed = (*data.ILSVRC2012.ARCHIVES.values(), DEVKIT, f"{DEVKIT}.tar.gz")
+    if any((root / name).exists() for name in distributed):
+        return data.ILSVRC2012(root, "train" if part == "train" else "val", channels=order)
     candidates = {"train": ("train",), "val": ("val",), "test": ("test", "val")}[part]
     for candidate in candidates:
         if (root / candidate).is_dir():
-            return data.ImageFolder(root / candidate, channels=order)
+            return _open_folder(root / candidate, order)
     if any((root / candidate).is_dir() for candidate in ("train", "val", "test")):
         raise FileNotFoundError(f"--data {spec} has no subfolder {' or '.join(candidates)}")
-    return data.ImageFolder(root, channels=order)
+    return _open_folder(root, order)
+
+
+def _open_folder(folder: Path, order: Channels) -> Dataset:
+    from .. import data
+
+    kind = data.Shards if next(folder.glob("*.tar"), None) else data.ImageFolder
+    return kind(folder, channels=order)
 
 
 def data_option(parser: argparse.ArgumentParser, **options: Any) -> None:
     parser.add_argument(
         "--data",
         metavar="DATA",
-        help="sample (in the package), fashion-mnist, fashion-mnist:DIR (its four .gz files), or a folder "
-        "with one subfolder of images for each class, or with train/, val/ and test/ of that kind",
+        help="sample (in the package), fashion-mnist, fashion-mnist:DIR (its four .gz files), or a folder: "
+        "with one subfolder of images for each class, or shards, or train/, val/ and test/ of these kinds, or the "
+        "files of ILSVRC-2012",
         **options,
     )
 

@@ -8,12 +8,16 @@ Everything that trains or evaluates takes a `Dataset`: anything with `classes`, 
 
 from __future__ import annotations
 
-from .base import ArrayDataset, Dataset, DatasetNotFoundError, Subset, split
+from .base import ArrayDataset, Dataset, DatasetNotFoundError, Subset, epoch_order, rescaled_image, split
 from .caltech import Caltech101, Caltech256, split_per_class
+from .checking import Finding, check
 from .fashion_mnist import FASHION_MNIST_CLASSES, FASHION_MNIST_DIR, FashionMNIST, sample
+from .files import ImageFiles
 from .folder import ImageFolder
 from .ilsvrc import ILSVRC2012
 from .loader import Batch, Broken, Loader
+from .pixels import statistics
+from .shards import Shards, prepare
 from .voc import VOC
 
 __all__ = [
@@ -29,10 +33,18 @@ __all__ = [
     "Dataset",
     "DatasetNotFoundError",
     "FashionMNIST",
+    "Finding",
+    "ImageFiles",
     "ImageFolder",
     "Loader",
+    "Shards",
     "Subset",
+    "check",
+    "epoch_order",
+    "prepare",
+    "rescaled_image",
     "sample",
     "split",
     "split_per_class",
+    "statistics",
 ]

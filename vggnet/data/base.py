@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._C import VggError
-from ..preprocess import Channels, Pixels, check_image
+from ..preprocess import Channels, Pixels, check_image, rescale
 from ..rng import Purpose, permutation
 
 Indices: TypeAlias = "Sequence[int] | npt.NDArray[np.integer[Any]]"
@@ -137,9 +137,45 @@ class Subset:
         """Image ``indices[i]`` of the data set."""
         return self.dataset.image(int(self.indices[i]))
 
+    def rescaled_image(self, i: int, short_side: int, filter: str) -> tuple[Pixels, tuple[int, int]]:
+        """As the data set reads it for training."""
+        return rescaled_image(self.dataset, int(self.indices[i]), short_side, filter)
+
+    def epoch_order(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+        """As the data set orders its images, if it does."""
+        if not hasattr(self.dataset, "epoch_order"):
+            return permutation(seed, epoch, len(self))
+        place = np.empty(len(self.dataset), np.int64)
+        place[epoch_order(self.dataset, seed, epoch)] = np.arange(len(place))
+        return np.argsort(place[self.indices], kind="stable")
+
     def name(self, i: int) -> str:
         """Its name there."""
         return self.dataset.name(int(self.indices[i]))
+
+
+def rescaled_image(dataset: Dataset, i: int, short_side: int, filter: str) -> tuple[Pixels, tuple[int, int]]:
+    """Image `i` for training, rescaled to a smallest side; and its height and width before.
+
+    A data set may have a faster way, ``rescaled_image(i, short_side, filter)``, as those of files have
+    (`preprocess.load_rescaled`); otherwise `image` is read and rescaled.
+    """
+    own = getattr(dataset, "rescaled_image", None)
+    if own is not None:
+        return own(i, short_side, filter)  # type: ignore[no-any-return]
+    image = dataset.image(i)
+    check_image(image, "gray" if image.ndim == 3 and image.shape[2] == 1 else "RGB", dataset.name(i))
+    return rescale(image, short_side, filter), image.shape[:2]
+
+
+def epoch_order(dataset: Dataset, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """The order in which an epoch of training takes the images, (N,) int64: a permutation.
+
+    It is a function of the seed and the epoch. A data set may have its own, ``epoch_order(seed, epoch)``, that suits
+    where its images lie (see `Shards`); otherwise every order is equally likely.
+    """
+    order = getattr(dataset, "epoch_order", None)
+    return permutation(seed, epoch, len(dataset)) if order is None else order(seed, epoch)
 
 
 def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Subset, Subset]:

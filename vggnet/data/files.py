@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from .._C import ImageError
-from ..preprocess import Channels, Pixels, load_image
+from ..preprocess import Channels, Pixels, load_image, load_rescaled
 
 
 class ImageFiles:
@@ -13,14 +16,21 @@ class ImageFiles:
 
     Attributes
     ----------
+    classes, labels
+        As of `Dataset`.
     channels : "RGB" or "gray"
         What images are converted to.
     strict : bool
         Let `Loader` stop at the first broken image rather than skip up to 1 % of them.
     """
 
+    classes: list[str]
+    labels: npt.NDArray[np.int64]
     channels: Channels
     strict: bool
+
+    def __len__(self) -> int:
+        raise NotImplementedError
 
     def _source(self, i: int) -> str | bytes:
         """Path, or contents, of file `i`."""
@@ -34,10 +44,9 @@ class ImageFiles:
         """Image `i` as `load_image` reads it, (H, W, C) uint8; ImageError, naming the file, if it is broken."""
         return load_image(self._source(i), self.channels, self.name(i))
 
-    def reduced_image(self, i: int, short_side: int) -> Pixels:
-        """Image `i`, for training: a JPEG file may be decoded at a half, a quarter or an eighth of its size if
-        no side gets shorter than `short_side`; see `load_image`."""
-        return load_image(self._source(i), self.channels, self.name(i), short_side=short_side)
+    def rescaled_image(self, i: int, short_side: int, filter: str) -> tuple[Pixels, tuple[int, int]]:
+        """Image `i` for training, as `load_rescaled` reads it, and its height and width before."""
+        return load_rescaled(self._source(i), short_side, filter, self.channels, self.name(i))
 
     def content(self, i: int) -> bytes:
         """Contents of file `i`; ImageError if it cannot be read."""

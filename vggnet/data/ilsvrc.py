@@ -19,10 +19,10 @@ import numpy.typing as npt
 
 from .._C import ImageError
 from ..preprocess import Channels, channel_count
+from . import tar
 from .base import DatasetNotFoundError, read_only
 from .files import ImageFiles
 from .folder import ImageFolder
-from .tar import Arrays, TarFiles, remember
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -139,16 +139,17 @@ class ILSVRC2012(ImageFiles):
                 f"{missing[0]}: is it complete?"
             )
         self._box_lock = threading.Lock()
-        self._box_arrays: Arrays | None = None
+        self._box_arrays: tar.Arrays | None = None
 
     def _find(self) -> None:
         """The images of the part: `_names` or `_tar`."""
         archive, folder = self.dir / self.ARCHIVES[self.part], self.dir / self.part
-        self._tar: TarFiles | None = None
+        self._tar: tar.TarFiles | None = None
         self._names: list[str] = []
         if archive.is_file():
-            index = self.dir / f".{archive.name}.npz"
-            self._tar = TarFiles([archive], index, nested=self.part == "train")
+            kept = self.dir / f".{archive.name}.npz"
+            arrays = tar.remember(kept, [archive], lambda: tar.index([archive], nested=self.part == "train"))
+            self._tar = tar.TarFiles([archive], arrays)
         elif folder.is_dir():
             if self.part == "train" or any(entry.is_dir() for entry in folder.iterdir()):
                 files = ImageFolder(folder)
@@ -231,7 +232,7 @@ class ILSVRC2012(ImageFiles):
         first, last = arrays["ends"][place : place + 2]
         return np.array(arrays["boxes"][first:last])
 
-    def _annotations(self) -> Arrays:
+    def _annotations(self) -> tar.Arrays:
         """Boxes of all images of the archive: sorted names, where the boxes of each begin and end, boxes."""
         with self._box_lock:
             if self._box_arrays is None:
@@ -241,8 +242,8 @@ class ILSVRC2012(ImageFiles):
                         f"{self.dir} has no {archive.name}, the boxes of {self.part}; put it there, as it was "
                         "distributed"
                     )
-                index = self.dir / f".{archive.name}.npz"
-                self._box_arrays = remember(index, [archive], lambda: _all_boxes(archive))
+                kept = self.dir / f".{archive.name}.npz"
+                self._box_arrays = tar.remember(kept, [archive], lambda: _all_boxes(archive))
             return self._box_arrays
 
 
@@ -265,7 +266,7 @@ def _boxes(xml: bytes, name: str) -> Boxes:
     return np.array(found, np.float64).reshape(-1, 4)
 
 
-def _all_boxes(archive: Path) -> Arrays:
+def _all_boxes(archive: Path) -> tar.Arrays:
     found: dict[bytes, Boxes] = {}
     for name, content in _members(archive, lambda name: name.endswith(".xml")):
         found[Path(name).stem.encode()] = _boxes(content, name)
@@ -282,9 +283,9 @@ def _all_boxes(archive: Path) -> Arrays:
 def _members(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     """Name and contents of files in a compressed archive."""
     try:
-        with tarfile.open(archive, "r|gz") as tar:
-            for member in tar:
-                file = tar.extractfile(member) if member.isfile() and wanted(member.name) else None
+        with tarfile.open(archive, "r|gz") as members:
+            for member in members:
+                file = members.extractfile(member) if member.isfile() and wanted(member.name) else None
                 if file is not None:
                     yield member.name, file.read()
     except (tarfile.TarError, EOFError, OSError) as error:

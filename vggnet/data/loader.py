@@ -123,6 +123,8 @@ class Loader:
         self,
         indices: Indices | None = None,
         transform: Transform | None = None,
+        *,
+        read: Callable[[int], Pixels] | None = None,
     ) -> Generator[Batch, None, None]:
         """One pass, in another order or with another transform: an epoch.
 
@@ -132,6 +134,8 @@ class Loader:
             Which images, in which order; by default all, in the data set's.
         transform : callable, optional
             Instead of the loader's.
+        read : callable, optional
+            ``read(index) -> image``, called in the threads instead of the data set's `image` and the transform.
 
         Yields
         ------
@@ -140,10 +144,18 @@ class Loader:
         labels : (N,) int64
         """
         order = np.arange(len(self.dataset)) if indices is None else check_indices(indices, len(self.dataset))
-        return self._batches(order, transform or self.transform)
+        transform = transform or self.transform
+
+        def read_image(i: int) -> Pixels:
+            image = self.dataset.image(i)
+            return image if transform is None else transform(image, i)
+
+        return self._batches(order, read or read_image)
 
     def _batches(
-        self, order: npt.NDArray[np.int64], transform: Transform | None
+        self,
+        order: npt.NDArray[np.int64],
+        read_image: Callable[[int], Pixels],
     ) -> Generator[Batch, None, None]:
         stop = threading.Event()
 
@@ -153,8 +165,7 @@ class Loader:
                 if stop.is_set():
                     break
                 try:
-                    image = self.dataset.image(i)
-                    results.append(image if transform is None else transform(image, i))
+                    results.append(read_image(i))
                 except ImageError as error:
                     results.append(error)
             return results

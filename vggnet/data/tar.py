@@ -24,30 +24,21 @@ _log = logging.getLogger("vggnet")
 
 
 class TarFiles:
-    """The files in some tar archives, sorted by archive, then by name.
+    """Files in some tar archives.
 
     Parameters
     ----------
     archives : sequence of paths
-        Not compressed.
-    index : path
-        Where it is kept what lies where; see `remember`.
-    nested : bool
-        The archives hold archives, one a class: the file b.JPEG in a.tar has the name a/b.JPEG.
-
-    Raises
-    ------
-    ImageError
-        When an archive is damaged or incomplete; the message names it.
+    arrays : mapping
+        What `index` made of them, or some rows of it.
 
     Notes
     -----
-    Takes 60 bytes a file. `read` may be called from several threads.
+    `read` may be called from several threads.
     """
 
-    def __init__(self, archives: Sequence[Path], index: Path, *, nested: bool = False) -> None:
+    def __init__(self, archives: Sequence[Path], arrays: Arrays) -> None:
         self.archives = list(archives)
-        arrays = remember(index, self.archives, lambda: _index(self.archives, nested))
         self.names = arrays["names"]
         self.archive = arrays["archive"]
         self._offsets, self._sizes = arrays["offsets"], arrays["sizes"]
@@ -77,7 +68,27 @@ class TarFiles:
         return content
 
 
-def _index(archives: Sequence[Path], nested: bool) -> Arrays:
+def index(archives: Sequence[Path], *, nested: bool = False) -> Arrays:
+    """What lies where in tar archives.
+
+    Parameters
+    ----------
+    archives : sequence of paths
+        Not compressed.
+    nested : bool
+        They hold archives, one a class: the file b.JPEG in a.tar has the name a/b.JPEG.
+
+    Returns
+    -------
+    dict
+        "names", "archive" (which of them), "offsets" and "sizes" of the plain files, in the order of the archives,
+        then of the names.
+
+    Raises
+    ------
+    ImageError
+        When an archive is damaged or incomplete; the message names it.
+    """
     names: list[bytes] = []
     places: list[tuple[int, int, int]] = []
     for number, path in enumerate(archives):

@@ -19,10 +19,10 @@ import numpy.typing as npt
 from .. import _C, ops, rng
 from ..augment import Augmentation, pixel_statistics
 from ..checkpoint import Checkpoints
-from ..data import Loader, split
+from ..data import Loader, epoch_order, rescaled_image, split
 from ..evaluate.report import tells_top5
 from ..history import History, Row
-from ..preprocess import check_image, rescale
+from ..preprocess import check_image
 from ..progress import Progress
 from ..recipes import Recipe
 from . import advice, saved
@@ -347,19 +347,18 @@ class Trainer:
 
     def _train(self) -> None:
         state, recipe, n = self.state, self.recipe, len(self.data)
-        order = rng.permutation(recipe.seed, state.epoch, n)
+        order = epoch_order(self.data, recipe.seed, state.epoch)
         place = np.empty(n, dtype=np.int64)
         place[order] = np.arange(n)
         sides = self.augmentation.short_sides(state.epoch, np.arange(n))
         original = np.zeros((n, 2), dtype=np.int64)  # height and width of images that were read
 
-        def rescaled(image: npt.NDArray[np.uint8], i: int) -> npt.NDArray[np.uint8]:
-            image = self._checked(image, i)
-            original[i] = image.shape[:2]
-            return rescale(image, int(sides[i]), recipe.filter)
+        def rescaled(i: int) -> npt.NDArray[np.uint8]:
+            image, original[i] = rescaled_image(self.data, i, int(sides[i]), recipe.filter)
+            return self._checked(image, i)
 
         done = state.step * recipe.batch
-        batches = self.loader.batches(order[done:], rescaled)
+        batches = self.loader.batches(order[done:], read=rescaled)
         self.progress.start(self._epoch_name(state.epoch + 1), state.seen, n)
         start = time.perf_counter()
         with contextlib.closing(batches):
