@@ -50,7 +50,7 @@ def test_config_names_the_net_of_our_own_files_too(narrow, tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
         (b"\n<!DOCTYPE html><html>", "HTML"),
         (b"", "empty|cut short"),
-        (b"{}" * 100, "damaged|cut short|not "),
+        (b"{}" * 100, "damaged|cut short|no file of"),
     ],
 )
 def test_what_is_no_file_of_weights_is_named(tmp_path, suffix, content, message):

@@ -6,7 +6,8 @@
 >>> model.forward(np.zeros((1, 32, 32, 1), np.float32)).shape
 (1, 10)
 
-Importing the package loads NumPy and nothing else; the modules `data`, `evaluate`, `features` and `train` load on first use.
+Importing the package loads NumPy and nothing else; the modules `convert`, `data`, `evaluate`, `features` and `train` load on
+first use.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ __all__ = [
     "WeightsError",
     "__version__",
     "build_info",
+    "convert",
     "cuda",
     "data",
     "empty",
@@ -65,7 +67,7 @@ __all__ = [
 
 logging.getLogger("vggnet").addHandler(logging.NullHandler())
 
-_LAZY = ("data", "evaluate", "features", "train")
+_LAZY = ("convert", "data", "evaluate", "features", "train")
 
 
 def __getattr__(name: str) -> Any:

@@ -100,6 +100,12 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[s
     return arrays, metadata
 
 
+def describe_tensors(path: str | os.PathLike[str]) -> tuple[list[str], dict[str, str]]:
+    """Names of the arrays and the metadata of a file; no array is read and no checksum verified. Raises as `read_tensors`."""
+    with _open(path) as (file, metadata):
+        return sorted(file.keys()), metadata
+
+
 @contextlib.contextmanager
 def _open(path: str | os.PathLike[str]) -> Iterator[tuple[Any, dict[str, str]]]:
     """Open a safetensors file for reading one array at a time; format errors become WeightsError."""

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from .._C import Tensor, WeightsError
-from ..checkpoint import not_weights, restore_tensors, verify_tensors
-from . import caffe
+from ..checkpoint import describe_tensors, not_weights, restore_tensors, verify_tensors
+from . import caffe, torchvision
 from .layouts import Array, Foreign, check_finite, recognise
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ OURS = "vggnet"
 #: By name; the first that has a suffix is meant by it.
 FORMATS: dict[str, Format] = {
     OURS: Format((".safetensors",), write=lambda model, path: model.save(path)),
+    "torchvision": Format((".pth", ".pt", ".safetensors"), torchvision.read, torchvision.write),
     "caffe": Format((".caffemodel",), caffe.read, caffe.write),
 }
 
@@ -100,6 +101,10 @@ def open_model(
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     name = format_of(path) if format is None else format
+    if name == OURS and format is None:  # torchvision's .safetensors has another program's names
+        names, metadata = describe_tensors(path)
+        if metadata.get("format") == torchvision.FORMAT or any(n.startswith("features.") for n in names):
+            name = "torchvision"
     read = _format(name).read
     if name == OURS:
         return _open_ours(path, config)
@@ -114,7 +119,8 @@ def open_model(
         for parameter, array in arrays.items():
             check_finite(parameter, array)
     except WeightsError as error:
-        raise WeightsError(f"{path}: {not_weights(path) or error}") from error
+        reason = not_weights(path) or str(error).removeprefix(f"{path}: ")
+        raise WeightsError(f"{path}: {reason}") from error
     arguments |= {"pool_rounding": foreign.pool_rounding, "classes": foreign.classes}
     if foreign.mean is not None:
         arguments["mean"] = foreign.mean

@@ -102,31 +102,31 @@ MATCONVNET = Layout("HWIO", "RGB")
 # ---- names of layers: of ours, as Caffe, MatConvNet and our ONNX files have them, from those of others
 
 
-def keras_names() -> dict[str, str]:
-    """Layers of keras.applications' VGG16 and VGG19: "block1_conv1" is conv1_1."""
-    convs = {f"block{b}_conv{n}": f"conv{b}_{n}" for b in range(1, 6) for n in range(1, 5)}
-    return convs | {"fc1": "fc6", "fc2": "fc7", "predictions": "fc8"}
+#: Of keras.applications' VGG16 and VGG19.
+KERAS_NAMES = {f"block{b}_conv{n}": f"conv{b}_{n}" for b in range(1, 6) for n in range(1, 5)} | {
+    "fc1": "fc6",
+    "fc2": "fc7",
+    "predictions": "fc8",
+}
+
+#: Of the fully connected layers of torchvision's vgg*, and of timm's, which are the same nets.
+TORCHVISION_HEAD = {"classifier.0": "fc6", "classifier.3": "fc7", "classifier.6": "fc8"}
+TIMM_HEAD = {"pre_logits.fc1": "fc6", "pre_logits.fc2": "fc7", "head.fc": "fc8"}
 
 
 def torchvision_names(config: str) -> dict[str, str]:
-    """Layers of torchvision's vgg*: "features.N" counts convolutions, ReLUs, poolings (and the LRN that torchvision lacks) in
-    order, "classifier.N" fully connected layers, ReLUs and dropouts.
+    """Layers of torchvision's vgg*: "features.N" counts convolutions, ReLUs, poolings, and the LRN that torchvision lacks.
 
     Examples
     --------
     >>> torchvision_names("A")["features.3"]
     'conv2_1'
     """
-    names = {}
-    position = {"features": 0, "classifier": 0}
-    part = "features"
-    for layer in layers_of(config, num_classes=1, input_size=STRIDE, in_channels=3, fc_width=1):
-        if layer.kind == "linear":
-            part = "classifier"
-        if layer.parameter_shapes:
-            names[f"{part}.{position[part]}"] = layer.name
-        position[part] += 1
-    return names
+    layers = layers_of(config, num_classes=1, input_size=STRIDE, in_channels=3, fc_width=1)
+    convs = {
+        f"features.{position}": layer.name for position, layer in enumerate(layers) if layer.kind == "conv"
+    }
+    return convs | TORCHVISION_HEAD
 
 
 # ---- which net
