@@ -92,7 +92,7 @@ class Plan:
     fine_tuning_epochs: int = 2  # at most, of each later stage
     grid: int = 5
 
-    def recipe(self, stage: Stage, seed: int, covariance: tuple[tuple[float, ...], ...]) -> train.Recipe:
+    def recipe(self, stage: Stage, seed: int) -> train.Recipe:
         """How a stage is trained."""
         first = stage is FIXED
         return train.Recipe(
@@ -103,7 +103,6 @@ class Plan:
             plateau_threshold=self.plateau_threshold,
             epochs=self.epochs if first else self.fine_tuning_epochs,
             scale=stage.scale,
-            rgb_covariance=covariance,
             holdout=self.held_out,
             seed=seed,
         )
@@ -183,6 +182,7 @@ def trained(plan: Plan, out: Path, seed: int, net: str, stage: Stage, images: da
             fc_width=plan.fc_width,
             init=plan.init,
             mean=statistics.mean,
+            covariance=statistics.covariance,
             seed=seed,
         )
     from_a = not before and net not in ("A", "A-LRN")
@@ -190,7 +190,7 @@ def trained(plan: Plan, out: Path, seed: int, net: str, stage: Stage, images: da
     history = train.fit(
         model,
         images,
-        recipe=plan.recipe(stage, seed, statistics.covariance),
+        recipe=plan.recipe(stage, seed),
         init_from=start,
         checkpoint=where,
         checkpoint_every=100,

@@ -126,7 +126,8 @@ def test_the_defaults_are_the_papers():
         {"epochs": 0}, {"iterations": 0}, {"scale": 0}, {"scale": (512, 256)}, {"scale": (1, 2, 3)},
         {"scale": 2.0},
         {"filter": "cubic"}, {"mirror": 1}, {"rgb_shift": "pca"},
-        {"rgb_covariance": ((1.0, 2.0), (3.0, 4.0))},
+        {"freeze": "conv1_1"}, {"freeze": (1,)}, {"lr_multipliers": {"fc8": 0}}, {"lr_multipliers": {"fc8": True}},
+        {"lr_multipliers": [("fc8", 10.0)]},
         {"holdout": 1.0}, {"stuck_iterations": 0}, {"seed": -1}, {"seed": 1 << 64},
     ],
     ids=str,
@@ -138,7 +139,7 @@ def test_a_bad_field_is_named(change):
 
 
 def test_recipes_survive_json():
-    recipe = Recipe(scale=[256, 512], rgb_covariance=[[1.0, 0.5], [0.5, 1.0]], seed=(1 << 64) - 1)
+    recipe = Recipe(scale=[256, 512], freeze=["conv*"], lr_multipliers={"fc8": 10}, seed=(1 << 64) - 1)
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
     with pytest.raises(ValueError, match="no field 'learning_rate'"):
         Recipe.from_dict({"learning_rate": 1})
@@ -220,12 +221,12 @@ def test_the_result_does_not_depend_on_threads(straight, threads):
 
 def test_the_micro_batch_follows_the_free_memory(monkeypatch):
     model = net()
-    need = {n: model.memory_plan(n, training=True).total for n in (2, 4, 8)}
+    need = {n: model.memory_plan(n, training=["conv1_1", "fc8"]).total for n in (2, 4, 8)}
     for free, expected in ((None, 8), (need[8], 8), (need[8] - 1, 4), (need[4], 4), (need[4] - 1, 2), (0, 1)):
         monkeypatch.setattr(
             memory, "free_memory", lambda free=free: None if free is None else math.ceil(free / 0.8)
         )
-        assert memory.micro_batch(model, 8) == expected
+        assert memory.micro_batch(model, 8, {"conv1_1": 1.0, "fc8": 1.0}) == expected
     monkeypatch.undo()
     free = memory.free_memory()
     assert free is None or free > 0
@@ -255,8 +256,17 @@ def test_colour_images_of_any_size():
     assert all(
         (before[name] != tensor.numpy()).any() for name, tensor in model.parameters.items() if "fc8" in name
     )
-    given = vgg.VGG("A", num_classes=4, input_size=32, fc_width=16, init="xavier", classes=CLASSES)
-    recipe = dataclasses.replace(recipe, rgb_covariance=pixel_statistics(images).covariance)
+    covariance = pixel_statistics(images).covariance
+    assert model.preprocessing.covariance == covariance
+    given = vgg.VGG(
+        "A",
+        num_classes=4,
+        input_size=32,
+        fc_width=16,
+        init="xavier",
+        classes=CLASSES,
+        covariance=covariance,
+    )
     fit(given, data, recipe=recipe, progress=False)
     assert_equal_weights(given, model)  # the covariance is that of all training pixels
 
@@ -571,8 +581,6 @@ def test_what_does_not_fit_together_is_named(caplog):
         fit(net(classes=CLASSES[::-1]), data, recipe=Recipe(scale=34))
     with pytest.raises(ValueError, match="train_data is empty"):
         fit(net(), Subset(data, np.empty(0, np.int64)), data, recipe=Recipe(scale=34))
-    with pytest.raises(ValueError, match="rgb_covariance is for 3 channels, not 1"):
-        fit(net(), data, recipe=Recipe(scale=34, rgb_covariance=np.eye(3)))
     colour = ArrayDataset(np.zeros((20, 34, 34, 3), np.uint8), np.arange(20) % 4, CLASSES)
     with pytest.raises(ValueError, match="image 0"):
         fit(net(), colour, recipe=Recipe(scale=34), progress=False)

@@ -242,7 +242,8 @@ class Checkpoints:
         iteration : int
             Updates made since the start of the run.
         parameters, velocities : mapping of str to Tensor
-            With equal names. Tensors on the CPU are hashed and written from where they lie.
+            Parameters that learn have a velocity of the same name. Tensors on the CPU are hashed and written from where they
+            lie.
         metadata : mapping of str to str
         """
         for stale in self.directory.glob(".*.tmp"):  # of a process that was killed while it wrote

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,9 @@ class VGG:
     scale : int or (lowest, highest), optional
         Shorter side S that training images were rescaled to; `train.fit` sets it, and scales of testing follow it where none
         are given (paper, section 4.1).
+    covariance : (C, C) floats, optional
+        Of the channels over the training set, with pixels on the 0..1 scale: what the RGB shift of training is made from
+        (paper, section 3.1). `train.fit` computes it when it is needed and not given.
 
     Raises
     ------
@@ -106,6 +109,7 @@ class VGG:
         device: str = "cpu",
         weight_dtype: str = "float32",
         scale: int | Sequence[int] | None = None,
+        covariance: Sequence[Sequence[float]] | None = None,
     ) -> None:
         from .preprocess import Preprocessing  # Pillow is not needed to import vggnet
 
@@ -150,7 +154,10 @@ class VGG:
         self.device = device
         self.weight_dtype = weight_dtype
         self.preprocessing = Preprocessing(
-            mean=mean, channels="gray" if in_channels == 1 else "RGB", input_size=input_size
+            mean=mean,
+            channels="gray" if in_channels == 1 else "RGB",
+            input_size=input_size,
+            covariance=None if covariance is None else tuple(map(tuple, covariance)),
         )
         self.layers: tuple[Layer, ...] = layers_of(
             config,
@@ -362,7 +369,7 @@ class VGG:
         *,
         size: int | tuple[int, int] | None = None,
         layers: Sequence[str] | None = None,
-        training: bool = False,
+        training: bool | Collection[str] = False,
     ) -> MemoryPlan:
         """Bytes that a pass will take, by purpose, from shapes alone: nothing is allocated.
 
@@ -374,8 +381,8 @@ class VGG:
             Of the images; default `input_size`. Another size is planned up to pool5.
         layers : sequence of layer names, optional
             Maps to keep apart for the caller, as in `run`.
-        training : bool
-            Plan a training step (forward, gradients, SGD with momentum) instead of inference.
+        training : bool or names of layers
+            Plan a training step (forward, gradients, SGD with momentum) of all or of these layers, instead of inference.
 
         Returns
         -------
@@ -386,13 +393,20 @@ class VGG:
         shape = (batch, height, width, self.in_channels)
         whole = (height, width) == (self.input_size, self.input_size)
         taps = ["pool5"] if layers is None and not whole else layers
-        plan = self._plan(shape, taps, training=training, keep=training)
+        plan = self._plan(shape, taps, training=bool(training), keep=bool(training))
         parameters = sum(tensor.nbytes for tensor in self.parameters.values())
         bytes_by_purpose = MemoryPlan(parameters=parameters, input=nbytes(shape))
         if training:
-            backward = plan.backward_arena(plan.steps, weights=True)
-            bytes_by_purpose["gradients"] = parameters
-            bytes_by_purpose["momentum"] = parameters
+            learning = plan.learning(training)
+            learnt = sum(
+                nbytes(shape)
+                for s in plan.steps
+                if s in learning
+                for shape in s.layer.parameter_shapes.values()
+            )
+            backward = plan.backward_arena(plan.steps[plan.steps.index(learning[0]) :], learning)
+            bytes_by_purpose["gradients"] = learnt
+            bytes_by_purpose["momentum"] = learnt
             bytes_by_purpose["loss"] = FLOAT_BYTES + plan.output_bytes()
             bytes_by_purpose["backward"] = backward.size
         elif plan.transformed:
@@ -576,6 +590,7 @@ class VGG:
             "dropout": self.dropout,
             "seed": self.seed,
             "mean": list(self.preprocessing.mean),
+            "covariance": self.preprocessing.to_dict()["covariance"],
             "classes": self.classes,
             "scale": self.scale,
             "pool_rounding": self.pool_rounding,

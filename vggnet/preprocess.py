@@ -71,6 +71,9 @@ class Preprocessing:
         Side of the square training crop, in pixels.
     scale : float
         Value of a white pixel: always 255. Recorded so that a model file says it, checked when it is read.
+    covariance : C tuples of C floats, optional
+        Of the channels over the training set, with pixels on the 0..1 scale: what the random RGB shift of training
+        (paper, section 3.1) is made from.
 
     Examples
     --------
@@ -85,6 +88,7 @@ class Preprocessing:
     channels: Channels = "RGB"
     input_size: int = 224
     scale: float = 255.0
+    covariance: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         count = channel_count(self.channels)
@@ -104,6 +108,23 @@ class Preprocessing:
             raise ValueError(f"input_size is {self.input_size!r}; expected a positive int, in pixels")
         if self.scale != 255:
             raise ValueError(f"scale is {self.scale!r}; only 255 (pixels on the 0..255 scale) is supported")
+        if self.covariance is not None:
+            self._check_covariance(count)
+
+    def _check_covariance(self, count: int) -> None:
+        assert self.covariance is not None
+        rows = tuple(tuple(float(value) for value in row) for row in self.covariance)
+        object.__setattr__(self, "covariance", rows)
+        if [len(row) for row in rows] != [count] * count:
+            raise ValueError(
+                f"covariance is {rows}; expected {count} rows of {count}, one per {self.channels} channel"
+            )
+        if not np.isfinite(rows).all() or not np.allclose(rows, np.transpose(rows), rtol=1e-9, atol=0):
+            raise ValueError(f"covariance is {rows}; expected a symmetric matrix of finite values")
+        if np.abs(rows).max() > 0.25:  # the variance of pixels of which half are black and half are white
+            raise ValueError(
+                f"covariance is {rows}, not of pixels on the 0..1 scale: divide one of the 0..255 scale by 255 * 255"
+            )
 
     @property
     def in_channels(self) -> int:
@@ -137,11 +158,12 @@ class Preprocessing:
             "channels": self.channels,
             "input_size": self.input_size,
             "scale": self.scale,
+            "covariance": None if self.covariance is None else [list(row) for row in self.covariance],
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """Read what `to_dict` wrote.
+        """Read what `to_dict` wrote; files of earlier versions have no covariance.
 
         Raises
         ------
@@ -149,11 +171,11 @@ class Preprocessing:
             If a field is missing, unknown or out of range.
         """
         expected = {"mean", "channels", "input_size", "scale"}
-        if not isinstance(values, Mapping) or set(values) != expected:
+        if not isinstance(values, Mapping) or set(values) - {"covariance"} != expected:
             found = sorted(map(str, values)) if isinstance(values, Mapping) else values
             raise WeightsError(f"preprocessing has the fields {found}; expected {sorted(expected)}")
         try:
-            return cls(tuple(values["mean"]), values["channels"], values["input_size"], values["scale"])
+            return cls(**{**values, "mean": tuple(values["mean"])})
         except (TypeError, ValueError) as error:
             raise WeightsError(f"preprocessing: {error}") from error
 

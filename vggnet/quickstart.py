@@ -83,11 +83,10 @@ def run(
         num_classes=len(train.classes),
         classes=train.classes,
         mean=statistics.mean,
+        covariance=statistics.covariance,
         seed=seed,
         device=device,
     )
-    if recipe.rgb_shift is not None:
-        recipe = replace(recipe, rgb_covariance=statistics.covariance)
 
     size, held_out = model.input_size, round(len(train) * recipe.holdout)
     say(

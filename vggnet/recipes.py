@@ -6,10 +6,8 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
-
-import numpy as np
 
 from .augment import RgbShift
 from .preprocess import FILTERS
@@ -53,10 +51,14 @@ class Recipe:
         Mirror half of the images.
     rgb_shift : "eigenvalue" | "deviation" | None
         Krizhevsky's random RGB shift, by the eigenvalues of the covariance or by their square roots; see
-        `Augmentation`.
-    rgb_covariance : C tuples of C floats, or None
-        Of the channels over the training set, pixels on the 0..1 scale. None: computed before the first
-        epoch, in one pass over the training images.
+        `Augmentation`. The covariance is the model's, ``model.preprocessing.covariance``; without one, it is
+        computed before the first epoch, in one pass over the training images, and kept in the model.
+    freeze : tuple of str
+        Layers that keep their weights, by name or pattern: ("conv*",) trains fc6, fc7 and fc8 only. Gradients are
+        computed down to the lowest layer that learns.
+    lr_multipliers : mapping of str to float
+        What the lr is multiplied by in some layers, by name or pattern: {"fc8": 10.0} lets a new fc8 learn ten
+        times as fast. It multiplies the lr of biases, too.
     holdout : float
         The share of the training set, class-balanced, that is held out for the learning rate to watch when
         `fit` is given no val_data; 0: none, and the lr never drops. (The paper watched the validation set.)
@@ -89,7 +91,8 @@ class Recipe:
     filter: str = "bicubic"
     mirror: bool = True
     rgb_shift: RgbShift | None = "eigenvalue"
-    rgb_covariance: tuple[tuple[float, ...], ...] | None = None
+    freeze: tuple[str, ...] = ()
+    lr_multipliers: Mapping[str, float] = field(default_factory=dict)
     holdout: float = 0.1
     stuck_iterations: int = 500
     seed: int = 0
@@ -111,13 +114,15 @@ class Recipe:
 
         if isinstance(self.scale, list):
             object.__setattr__(self, "scale", tuple(self.scale))
-        if self.rgb_covariance is not None:
-            rows = tuple(tuple(float(v) for v in row) for row in self.rgb_covariance)
-            object.__setattr__(self, "rgb_covariance", rows)
-            square = all(len(row) == len(rows) for row in rows)
-            check(
-                "rgb_covariance", square and bool(np.allclose(rows, np.transpose(rows))), "a symmetric matrix"
-            )
+        names = not isinstance(self.freeze, str) and all(isinstance(name, str) for name in self.freeze)
+        check("freeze", names, 'names of layers, as in ("conv1_1", "conv1_2")')
+        object.__setattr__(self, "freeze", tuple(self.freeze))
+        rates = isinstance(self.lr_multipliers, Mapping) and all(
+            isinstance(name, str) and type(value) in (int, float) and math.isfinite(value) and value > 0
+            for name, value in self.lr_multipliers.items()
+        )
+        check("lr_multipliers", rates, 'factors above 0 by layer, as in {"fc8": 10.0} (0 is freeze)')
+        object.__setattr__(self, "lr_multipliers", {k: float(v) for k, v in self.lr_multipliers.items()})
         whole("batch", 1)
         whole("micro_batch", 1, none=True)
         whole("lr_drops", 0)

@@ -8,7 +8,7 @@ backward needs. Models hold weights only, so several runs of one model may be li
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -274,13 +274,34 @@ class Plan:
         for number, (result, shape) in enumerate(shapes.items()):
             arena.share(result, shape, "float32", f"{name}{number % 2}")
 
-    def backward_arena(self, steps: Sequence[Step], *, weights: bool) -> Arena:
-        """Two buffers for gradients of maps, and scratch, for a backward pass through `steps`."""
+    def learning(self, weights: bool | Collection[str]) -> list[Step]:
+        """The steps whose weights get gradients: all that have weights, none, or those of the layers named."""
+        steps = [step for step in self.steps if step.layer.parameter_shapes]
+        if isinstance(weights, bool):
+            return steps if weights else []
+        unknown = sorted(set(weights) - {step.layer.name for step in steps})
+        if unknown:
+            raise ValueError(
+                f"weights names {unknown[0]!r}; expected layers with weights: "
+                f"{', '.join(step.layer.name for step in steps)}"
+            )
+        return [step for step in steps if step.layer.name in weights]
+
+    def backward_arena(self, steps: Sequence[Step], learning: Collection[Step]) -> Arena:
+        """Two buffers for gradients of maps, and scratch, for a backward pass through `steps`; `learning` of them get
+        gradients of their weights, too."""
         arena = Arena()
         # From the last step on, whose gradient goes to buffer 0, as `_Backward.buffer` takes them.
         sizes = [math.prod(self.shapes[step.source]) for step in reversed(steps[1:])]
-        directions = ("backward_input", "backward_weight") if weights else ("backward_input",)
-        scratch = max((self.workspace(step, d) for step in steps for d in directions), default=0)
+        scratch = max(
+            (
+                self.workspace(step, direction)
+                for step in steps
+                for direction in ("backward_input", "backward_weight")
+                if direction == "backward_input" or step in learning
+            ),
+            default=0,
+        )
         arena.add("buffer0", (max(sizes[0::2], default=0),))
         arena.add("buffer1", (max(sizes[1::2], default=0),))
         arena.add("workspace", (scratch,), "uint8")
@@ -426,7 +447,7 @@ class Run:
         self,
         gradients: Mapping[str, Any],
         *,
-        weights: bool = True,
+        weights: bool | Collection[str] = True,
         input: bool = False,
         grads: Mapping[str, _C.Tensor] | None = None,
         accumulate: bool = False,
@@ -438,8 +459,8 @@ class Run:
         ----------
         gradients : mapping of layer name to an array of that map's shape
             Where the scalar depends on several maps, their contributions add up.
-        weights : bool
-            Compute gradients of weights and biases.
+        weights : bool or names of layers
+            Compute gradients of weights and biases: of all layers, none, or these; the pass ends at the lowest of them.
         input : bool
             Compute the gradient with respect to the input.
         grads : mapping of parameter name to Tensor, optional
@@ -477,19 +498,18 @@ class Run:
         self._check_weights()
         given = self._check_gradients(gradients)
         steps = plan.steps[: 1 + max(plan.steps.index(plan.producer[name]) for name in given)]
+        learning = [step for step in plan.learning(weights) if step in steps]
         if not input:
-            first = next(i for i, step in enumerate(steps) if step.layer.parameter_shapes)
-            steps = steps[first:] if weights else ()
-        if weights and grads is None:
-            if accumulate:
+            steps = steps[steps.index(learning[0]) :] if learning else ()
+        shapes = {k: v for step in learning for k, v in step.layer.parameter_shapes.items()}
+        if grads is None:
+            if accumulate and learning:
                 raise ValueError("backward: accumulate=True needs grads= to add to")
-            shapes = {k: v for step in steps for k, v in step.layer.parameter_shapes.items()}
             grads = {name: _C.empty(shape, device=plan.device) for name, shape in shapes.items()}
-        elif weights and grads is not None:
-            missing = [name for step in steps for name in step.layer.parameter_shapes if name not in grads]
-            if missing:
-                raise ValueError(f"backward: grads has no {missing[0]!r}; expected every parameter's name")
-        backward = _Backward(self, given, steps, grads if weights else None, accumulate, ready)
+        missing = [name for name in shapes if name not in grads]
+        if missing:
+            raise ValueError(f"backward: grads has no {missing[0]!r}; expected every parameter's name")
+        backward = _Backward(self, given, steps, learning, grads, accumulate, ready)
         dx = backward.walk(input)
         return {name: backward.done[name] for name in self._model.parameters if name in backward.done}, dx
 
@@ -529,7 +549,8 @@ class _Backward:
         run: Run,
         given: dict[str, _C.Tensor],
         steps: Sequence[Step],
-        grads: Mapping[str, _C.Tensor] | None,
+        learning: Collection[Step],
+        grads: Mapping[str, _C.Tensor],
         accumulate: bool,
         ready: Callable[[tuple[str, ...]], None] | None,
     ) -> None:
@@ -538,11 +559,12 @@ class _Backward:
         self.maps = run._maps
         self.given = given
         self.steps = steps
+        self.learning = learning
         self.grads = grads
         self.accumulate = accumulate
         self.ready = ready
         self.done: dict[str, _C.Tensor] = {}
-        arena = self.plan.backward_arena(steps, weights=grads is not None)
+        arena = self.plan.backward_arena(steps, learning)
         views = arena.views(self.plan.device)
         self.buffers = [views["buffer1"], views["buffer0"]]
         self.workspace = views["workspace"]
@@ -623,15 +645,14 @@ class _Backward:
 
     def conv(self, step: Step, d: Any, y: Any, index: Any, dx: Any) -> None:
         layer, x = step.layer, self.maps[step.source]
-        out = self.out(layer)
-        if out is not None:
+        if step in self.learning:
             ops.conv2d_backward_weight(
                 d,
                 x,
                 layer.window,
                 y=y,
                 index=index,
-                out=out,
+                out=self.out(layer),
                 accumulate=self.accumulate,
                 workspace=self.workspace,
             )
@@ -647,10 +668,9 @@ class _Backward:
         layer, x = step.layer, self.maps[step.source]
         if y is not None:
             d = ops.relu_backward(d, y, out=d if owned else None)
-        out = self.out(layer)
-        if out is not None:
+        if step in self.learning:
             ops.linear_backward_weight(
-                d, flat(x), out=out, accumulate=self.accumulate, workspace=self.workspace
+                d, flat(x), out=self.out(layer), accumulate=self.accumulate, workspace=self.workspace
             )
             self.finish(layer)
         if dx is not None:
@@ -658,14 +678,11 @@ class _Backward:
             ops.linear_backward_input(d, w, out=flat(dx), workspace=self.workspace)
             self.run._watch(layer, "backward_input")
 
-    def out(self, layer: Layer) -> tuple[_C.Tensor, _C.Tensor] | None:
-        if self.grads is None:
-            return None
+    def out(self, layer: Layer) -> tuple[_C.Tensor, _C.Tensor]:
         return self.grads[f"{layer.name}.weight"], self.grads[f"{layer.name}.bias"]
 
     def finish(self, layer: Layer) -> None:
         """Note a layer's gradients as final, and tell whoever waits for them."""
-        assert self.grads is not None
         self.run._watch(layer, "backward_weight")
         names = tuple(layer.parameter_shapes)
         self.done.update((name, self.grads[name]) for name in names)

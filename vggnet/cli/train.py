@@ -57,6 +57,8 @@ RECIPE = {  # options and the fields of Recipe that they set
     "scale": "scale",
     "mirror": "mirror",
     "rgb_shift": "rgb_shift",
+    "freeze": "freeze",
+    "lr_multipliers": "lr_multipliers",
     "seed": "seed",
 }
 RECIPES = ("paper", "quickstart")
@@ -115,8 +117,11 @@ def add_parser(commands: Any) -> None:
         help="start from a model: all weights of the same net, or the layers that deeper nets took from A",
     )
     net.add_argument(
-        "--mean", type=_numbers, metavar="R,G,B", help="0..255 scale (default: of the training images)"
+        "--stats",
+        metavar="FILE",
+        help="mean and covariance of the training images, from vggnet data stats (default: computed in one pass)",
     )
+    net.add_argument("--mean", type=_numbers, metavar="R,G,B", help="another mean, on the 0..255 scale")
 
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--batch", type=positive, metavar="N", help="images an update")
@@ -148,12 +153,35 @@ def add_parser(commands: Any) -> None:
     )
     recipe.add_argument("--mirror", action=argparse.BooleanOptionalAction, help="mirror half of the images")
     recipe.add_argument(
+        "--freeze",
+        type=_names,
+        metavar="LAYERS",
+        help="layers that keep their weights, by name or pattern, as in conv1_1,conv2*",
+    )
+    recipe.add_argument(
+        "--lr-multipliers",
+        type=_multipliers,
+        metavar="LAYER=X,...",
+        help="what the lr is multiplied by in some layers, by name or pattern, as in fc8=10,conv*=0.1",
+    )
+    recipe.add_argument(
         "--rgb-shift", choices=("eigenvalue", "deviation", "none"), help="random shift of the colour"
     )
 
 
 def _numbers(text: str) -> list[float]:
     return [number(part) for part in text.split(",")]
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _multipliers(text: str) -> dict[str, float]:
+    pairs = [part.split("=") for part in text.split(",")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected LAYER=NUMBER, ...")
+    return {name: number(value) for name, value in pairs}
 
 
 def _scale(text: str) -> int | tuple[int, int]:
@@ -183,19 +211,17 @@ def _new(args: argparse.Namespace) -> tuple[vgg.VGG, Dataset, Dataset | None, Re
     out = Path(args.out)
     if Checkpoints(out).paths():
         raise UsageError(f"{out} holds a run already: go on with --resume {out}, or choose another --out")
-    mean, covariance = _statistics(args, train_data)
+    statistics = _statistics(args, train_data)
     model = vgg.VGG(
         **net,
         num_classes=len(train_data.classes),
         classes=train_data.classes,
-        mean=mean,
+        **statistics,
         seed=args.seed,
         device=args.device,
     )
     if args.init_from is not None:
         _start_from(model, vgg.load(args.init_from))
-    if recipe.rgb_shift is not None:
-        recipe = replace(recipe, rgb_covariance=covariance)
     write_text(out / DATA_FILE, json.dumps({"data": args.data, "val": args.val}, indent=2) + "\n")
     return model, train_data, val_data, recipe
 
@@ -251,13 +277,16 @@ def _validation(args: argparse.Namespace, recipe: Recipe, channels: int) -> tupl
         raise UsageError(f"--val {error}") from error
 
 
-def _statistics(args: argparse.Namespace, dataset: Dataset) -> tuple[list[float], Any]:
-    """Mean and covariance of the training images, in one pass; none when the mean is given."""
+def _statistics(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
+    """Mean and covariance of the training images, arguments of VGG: of a file, or in one pass; or the mean that was given."""
     if args.mean is not None:
-        return args.mean, None  # fit computes the covariance if the recipe needs it
-    from ..augment import pixel_statistics
+        return {"mean": args.mean}  # fit computes the covariance if the recipe needs it
+    from ..augment import PixelStatistics, pixel_statistics
     from ..data import Loader
 
+    if args.stats is not None:
+        statistics = PixelStatistics.from_dict(json.loads(Path(args.stats).read_text(encoding="utf-8")))
+        return {"mean": statistics.mean, "covariance": statistics.covariance}
     with Progress("mean of the training images") as progress:
         loader = Loader(dataset, 64, workers=args.workers, strict=args.strict or None)
 
@@ -267,7 +296,7 @@ def _statistics(args: argparse.Namespace, dataset: Dataset) -> tuple[list[float]
                 yield from batch
 
         statistics = pixel_statistics(images())
-    return list(statistics.mean), statistics.covariance
+    return {"mean": statistics.mean, "covariance": statistics.covariance}
 
 
 def _start_from(model: vgg.VGG, other: vgg.VGG) -> None:

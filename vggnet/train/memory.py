@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,13 +14,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("vggnet")
 
 
-def micro_batch(model: VGG, batch: int) -> int:
-    """The batch, or its half, quarter, ...: the largest that fits into four fifths of the free memory."""
+def micro_batch(model: VGG, batch: int, layers: Collection[str]) -> int:
+    """The batch, or its half, quarter, ...: the largest of which a training step of `layers` fits into four fifths of the
+    free memory."""
     free = free_memory()
     micro = batch
     if free is None:
         return batch
-    while micro > 1 and model.memory_plan(micro, training=True).total > 0.8 * free:
+    while micro > 1 and model.memory_plan(micro, training=layers).total > 0.8 * free:
         micro = -(-micro // 2)
     if micro < batch:
         log.info("batches of %d go in parts of %d: %d MB of memory are free", batch, micro, free >> 20)

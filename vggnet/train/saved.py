@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +84,7 @@ def write(
 def restore(
     checkpoints: Checkpoints, model: VGG, velocities: Mapping[str, _C.Tensor], run: Mapping[str, Any]
 ) -> tuple[Path, dict[str, Any]] | None:
-    """Put the weights and velocities of the newest intact checkpoint in place; its file and its run, None without one.
+    """Put weights, velocities and covariance of the newest intact checkpoint in place; its file and its run, None without one.
 
     `run` is this call's: ValueError when its recipe, data or task, or the model, are not those that were saved.
     """
@@ -93,6 +93,9 @@ def restore(
         return None
     path, saved_model, saved = newest
     _compare(path, saved_model, saved, model, run)
+    covariance = saved_model["covariance"]
+    if covariance is not None:
+        model.preprocessing = replace(model.preprocessing, covariance=tuple(map(tuple, covariance)))
     restore_tensors(path, {**model.parameters, **{VELOCITY + name: v for name, v in velocities.items()}})
     return path, saved
 
@@ -112,14 +115,17 @@ def _compare(
     path: Path, saved_model: dict[str, Any], saved: dict[str, Any], model: VGG, run: Mapping[str, Any]
 ) -> None:
     """Raise ValueError when what was saved is not this run."""
+    free = (
+        {"seed"} if model.preprocessing.covariance else {"seed", "covariance"}
+    )  # it may have been computed in the run
     pairs = [
         ("recipe.", saved["recipe"], run["recipe"], LIMITS),
-        ("model.", saved_model, json.loads(json.dumps(model.to_dict())), {"seed"}),
+        ("model.", saved_model, json.loads(json.dumps(model.to_dict())), free),
         ("", saved["data"], run["data"], set()),
         ("task.", saved["task"], run["task"], set()),
     ]
-    for where, before, now, free in pairs:
-        for name in sorted((before.keys() | now.keys()) - free):
+    for where, before, now, ignored in pairs:
+        for name in sorted((before.keys() | now.keys()) - ignored):
             if before.get(name) != now.get(name):
                 raise ValueError(
                     f"fit: {where}{name} is {now.get(name)!r}, but the run in {path} has "

@@ -9,7 +9,7 @@ import os
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from ..progress import Progress
 from ..recipes import Recipe
 from . import advice, saved
 from .interrupts import Interrupts
+from .layers import learning_layers
 from .memory import micro_batch
 from .saved import State
 from .start import start_from
@@ -171,13 +172,16 @@ class Trainer:
         self.loader = Loader(self.data, recipe.batch, workers=threads, strict=strict)
         self.state = State()
         self.history = History()
-        self.micro = recipe.micro_batch or micro_batch(model, recipe.batch)
-        self.covariance = recipe.rgb_covariance
+        self.layers = learning_layers(model, recipe)
+        self.micro = recipe.micro_batch or micro_batch(model, recipe.batch, self.layers)
         self.checkpoints: Checkpoints | None = None
         self.checkpoint_every: int | None = None
-        device = model.device
-        self.grads = {name: _C.empty(p.shape, device=device) for name, p in model.parameters.items()}
-        self.velocities = {name: _C.zeros(p.shape, device=device) for name, p in model.parameters.items()}
+        device, learnt = (
+            model.device,
+            [f"{layer}.{kind}" for layer in self.layers for kind in ("weight", "bias")],
+        )
+        self.grads = {n: _C.empty(model.parameters[n].shape, device=device) for n in learnt}
+        self.velocities = {n: _C.zeros(model.parameters[n].shape, device=device) for n in learnt}
         self.stuck = advice.Stuck(task.guessing(model), recipe.stuck_iterations)
 
     def _check(self) -> None:
@@ -202,11 +206,6 @@ class Trainer:
                 recipe.scale,
                 model.input_size,
                 round(model.input_size * 256 / 224),
-            )
-        channels = 3 if model.preprocessing.channels == "RGB" else 1
-        if recipe.rgb_covariance is not None and len(recipe.rgb_covariance) != channels:
-            raise ValueError(
-                f"fit: recipe.rgb_covariance is for {len(recipe.rgb_covariance)} channels, not {channels}"
             )
         if recipe.epochs is None and recipe.iterations is None and self.held_out is None:
             raise ValueError(
@@ -235,7 +234,6 @@ class Trainer:
         self.state = State(**run["state"])
         self.history = History([Row(**row) for row in run["rows"]], run["stopped_by"])
         self.micro = run["micro_batch"]
-        self.covariance = run["covariance"]
         log.info("resumed from %s: epoch %d, iteration %d", path, self.state.epoch, self.state.iteration)
 
     def _run(self) -> dict[str, Any]:
@@ -253,7 +251,6 @@ class Trainer:
             "rows": [asdict(row) for row in self.history.rows],
             "stopped_by": self.history.stopped_by,
             "micro_batch": self.micro,
-            "covariance": self.covariance,
         }
 
     def _save(self) -> Path | None:
@@ -291,20 +288,19 @@ class Trainer:
         return None
 
     def _prepare(self) -> None:
-        recipe, size = self.recipe, self.model.input_size
-        if recipe.rgb_shift is not None and self.covariance is None:
+        model, recipe, size = self.model, self.recipe, self.model.input_size
+        if recipe.rgb_shift is not None and model.preprocessing.covariance is None:
             self.progress.note("computing the covariance of the channels over the training images")
-            self.covariance = self._covariance()
+            model.preprocessing = replace(model.preprocessing, covariance=self._covariance())
         self.augmentation = Augmentation(
-            size, recipe.scale, recipe.mirror, recipe.rgb_shift, self.covariance, recipe.seed
+            size, recipe.scale, recipe.mirror, recipe.rgb_shift, model.preprocessing.covariance, recipe.seed
         )
         if self._limit() is None:
             if self.history.stopped_by is not None:
                 # a limit was raised; the row of an unfinished epoch is made anew
                 self.history.stopped_by = None
                 del self.history.rows[self.state.epoch :]
-            shape = (self.micro, size, size, len(self.model.preprocessing.mean))
-            self.x = _C.empty(shape, device=self.model.device)
+            self.x = _C.empty((self.micro, size, size, model.in_channels), device=model.device)
 
     def _covariance(self) -> tuple[tuple[float, ...], ...]:
         batches = self.loader.batches(transform=self._checked)
@@ -409,20 +405,22 @@ class Trainer:
                 raise FloatingPointError(
                     advice.diverged(total, state.iteration + 1, state.epoch + 1, self.lr)
                 )
-            run.backward({"fc8": loss.gradient}, grads=self.grads, accumulate=start > 0)
+            run.backward({"fc8": loss.gradient}, weights=self.layers, grads=self.grads, accumulate=start > 0)
             del run, loss  # the run's maps, before the next run makes its own
         return total, wrong
 
     def _update(self) -> None:
-        recipe, parameters = self.recipe, self.model.parameters
+        recipe = self.recipe
         decay = recipe.weight_decay if recipe.bias_weight_decay is None else recipe.bias_weight_decay
         for kind, lr, weight_decay in (
             ("weight", self.lr, recipe.weight_decay),
             ("bias", self.lr * recipe.bias_lr_multiplier, decay),
         ):
-            names = [name for name in parameters if name.endswith(kind)]
-            p, g, v = ([t[name] for name in names] for t in (parameters, self.grads, self.velocities))
-            ops.sgd_(p, g, v, lr, recipe.momentum, weight_decay)
+            for multiplier in sorted(set(self.layers.values())):
+                names = [f"{layer}.{kind}" for layer, value in self.layers.items() if value == multiplier]
+                tensors = (self.model.parameters, self.grads, self.velocities)
+                p, g, v = ([t[name] for name in names] for t in tensors)
+                ops.sgd_(p, g, v, multiplier * lr, recipe.momentum, weight_decay)
 
     def _after_update(self, loss: float, wrong: float, count: int) -> None:
         state = self.state
