@@ -338,14 +338,24 @@ def test_dense_refuses_an_unknown_layer():
         model.dense(np.zeros((1, 32, 32, 3), np.float32), layer="relu9")
 
 
+LONG = (32 * 18 + 17, 33)
+
+
 @pytest.mark.parametrize(
-    "config, rounding, n", [("A", "floor", 2), ("A", "ceil", 2), ("C", "ceil", 1), ("E", "floor", 1)]
+    "config, rounding, n, size",
+    [
+        ("A", "floor", 2, LONG),
+        ("A", "ceil", 2, LONG[::-1]),
+        ("C", "ceil", 1, LONG),
+        ("E", "floor", 1, LONG[::-1]),
+    ],
+    ids=["A-rows", "A-columns", "C-rows", "E-columns"],
 )
-def test_dense_in_bands(config, rounding, n):
+def test_dense_in_bands(config, rounding, n, size):
     """The same to rounding: a band is an image of its own, whose Winograd tiles lie differently. Measured: up to
     2.6e-6."""
     model, _ = build(config, pool_rounding=rounding)
-    x, _ = batch(model, n, size=(32 * 18 + 17, 33))
+    x, _ = batch(model, n, size=size)
     whole = model.dense(x).numpy()
     with pytest.raises(MemoryError, match="memory is 1000 bytes") as error:
         model.dense(x, memory=1000)
@@ -359,14 +369,27 @@ def test_dense_in_bands(config, rounding, n):
 @pytest.mark.parametrize("layer", ["relu2_1", "conv4_3", "pool4"])
 def test_dense_in_bands_of_an_early_layer(layer):
     model, _ = build("C", pool_rounding="ceil")
-    x, _ = batch(model, 1, size=(32 * 18 + 17, 33))
-    whole = model.dense(x, layer=layer).numpy()
-    with pytest.raises(MemoryError, match="memory is 1000 bytes") as error:
-        model.dense(x, layer=layer, memory=1000)
-    least = int(re.search(r"takes (\d+) bytes", str(error.value))[1])
-    plan = model.memory_plan(1, size=x.shape[1:3], layers=[layer])
-    assert least < 0.9 * plan["maps"]
-    assert relative_l2(model.dense(x, layer=layer, memory=least), whole) < CLOSE
+    for size in (LONG, LONG[::-1]):
+        x, _ = batch(model, 1, size=size)
+        whole = model.dense(x, layer=layer).numpy()
+        with pytest.raises(MemoryError, match="memory is 1000 bytes") as error:
+            model.dense(x, layer=layer, memory=1000)
+        least = int(re.search(r"takes (\d+) bytes", str(error.value))[1])
+        plan = model.memory_plan(1, size=x.shape[1:3], layers=[layer])
+        assert least < 0.9 * plan["maps"]
+        assert relative_l2(model.dense(x, layer=layer, memory=least), whole) < CLOSE
+
+
+def test_the_head_sees_many_images_at_once_or_few_rows():
+    """fc6 to fc8 have the same bits however positions are put together."""
+    model, _ = build("A")
+    x, _ = batch(model, 3, size=(97, 96))
+    whole = model.dense(x).numpy()
+    side = 4 * 512 * (model.input_size // 32) ** 2
+    pool5 = model.dense(x, layer="pool5")
+    for positions in (1, 6, 9, 20):
+        scores = model._dense_head(pool5, "fc8", positions * side)
+        np.testing.assert_array_equal(scores.numpy(), whole)
 
 
 # ---------------------------------------------------------------------------------------------- memory

@@ -430,8 +430,9 @@ class VGG:
         layer : str
             "fc8": scores before soft-max; "relu7": the features of the paper's appendix B; any other of `layer_names`.
         memory : int, optional
-            Bytes that the maps of one band may take; default 1 GiB. Taller images are computed in bands of rows with
-            halos; the result is the same to rounding (Winograd's tiles lie differently in a band).
+            Bytes that the maps of one band may take; default 1 GiB. Larger images are computed in bands of rows, or of columns
+            where they are wider than high, with halos; the result is the same to rounding (Winograd's tiles lie differently in
+            a band).
 
         Returns
         -------
@@ -473,40 +474,46 @@ class VGG:
         return layer if names.index(layer) < names.index("fc6") else "pool5"
 
     def _dense_trunk(self, x: _C.Tensor, layer: str, memory: int) -> _C.Tensor:
-        """The map of a layer before fc6: at once, or image by image in as many bands of rows as `memory` asks for."""
+        """The map of a layer before fc6: at once, or image by image in as many bands as `memory` asks for. Bands are of rows,
+        or of columns where an image is wider than high: they have the shorter halos then."""
         whole = self._plan(x.shape, [layer], training=False, keep=False)
         if whole.forward.size <= memory:
             return self.run(x, layers=[layer], keep=False)[layer]
         n, height, width, channels = x.shape
-        rows = whole.shapes[layer][1]
+        axis = 1 if height >= width else 2
+        length, end = x.shape[axis], whole.shapes[layer][axis]
         through = self.layers[: self.layer_names.index(layer) + 1]
         stride, halo = stride_of(through), halo_of(through)
 
+        def band_shape(pixels: int) -> tuple[int, int, int, int]:
+            return (1, pixels, width, channels) if axis == 1 else (1, height, pixels, channels)
+
         def cost(count: int) -> int:
-            """Bytes of the costliest band of `count` rows of the map."""
-            tallest = min(height, stride * (count + 2 * halo + 1))
-            plan = self._plan((1, tallest, width, channels), [layer], training=False, keep=False)
+            """Bytes of the costliest band of `count` rows or columns of the map."""
+            longest = min(length, stride * (count + 2 * halo + 1))
+            plan = self._plan(band_shape(longest), [layer], training=False, keep=False)
             return plan.forward.size + plan.output_bytes()
 
-        count = max((c for c in range(1, rows + 1) if cost(c) <= memory), default=0)
+        count = max((c for c in range(1, end + 1) if cost(c) <= memory), default=0)
         if count == 0:
             raise MemoryError(
                 f"dense: memory is {memory} bytes; one band of an image {x.shape[1:]} takes {cost(1)} bytes"
             )
         result = _C.empty(whole.shapes[layer], device=self.device)
         for image in range(n):
-            for first in range(0, rows, count):
-                last = min(first + count, rows)
-                top = stride * max(first - halo, 0)
-                bottom = height if last + halo >= rows else stride * (last + halo)
-                band = _rows(x, image, top, bottom)
+            for first in range(0, end, count):
+                last = min(first + count, end)
+                start = stride * max(first - halo, 0)
+                stop = length if last + halo >= end else stride * (last + halo)
+                band = _C.empty(band_shape(stop - start), device=self.device)
+                _copy_band(band, 0, 0, x, image, start, stop - start, axis)
                 maps = self.run(band, layers=[layer], keep=False)[layer]
-                skip = first - top // stride
-                _rows(result, image, first, last).copy_(_rows(maps, 0, skip, skip + last - first))
+                _copy_band(result, image, first, maps, 0, first - start // stride, last - first, axis)
         return result
 
     def _dense_head(self, pool5: _C.Tensor, layer: str, memory: int) -> _C.Tensor:
-        """fc6 up to `layer` at every position of pool5's map, a bounded number of positions at a time."""
+        """fc6 up to `layer` at every position of pool5's map, as many at a time as `memory` holds: fc6 has nine tenths of the
+        weights, which are read once for all of these."""
         names = self.layer_names
         head = self.layers[names.index("fc6") : names.index(layer) + 1]
         relus = {step.name for step in head if step.kind == "relu"}
@@ -516,11 +523,13 @@ class VGG:
         h, w = height - side + 1, width - side + 1
         result = _C.empty((n, h, w, outputs), device=self.device)
         row_bytes = w * nbytes((side, side, channels))
-        count = max(1, min(h, memory // max(row_bytes, 1)))
-        for image in range(n):
+        together = max(1, min(n, memory // (h * row_bytes)))
+        count = max(1, min(h, memory // row_bytes))
+        for image in range(0, n, together):
+            images = min(together, n - image)
             for first in range(0, h, count):
                 last = min(first + count, h)
-                x = ops.unfold(_rows(pool5, image, first, last + side - 1), side)
+                x = ops.unfold(_rows(pool5, image, first, last + side - 1, images), side)
                 for step in head:  # dropout changes nothing here, and ReLUs are part of what lies before them
                     if step.kind == "linear":
                         weight, bias = (
@@ -530,7 +539,8 @@ class VGG:
                         x = ops.linear(x, weight, bias, relu=step.name.replace("fc", "relu") in relus)
                     elif step.kind == "softmax":
                         x = ops.softmax(x)
-                _rows(result, image, first, last).copy_(x.reshape((1, last - first, w, outputs)))
+                to = _rows(result, image, first, last, images)
+                to.copy_(x.reshape(to.shape))
         return result
 
     # ---------------------------------------------------------------- images
@@ -718,12 +728,30 @@ def load(
     return model
 
 
-def _rows(x: _C.Tensor, image: int, first: int, last: int) -> _C.Tensor:
-    """Rows first..last-1 of one image of (N, H, W, C), as (1, last - first, W, C)."""
+def _rows(x: _C.Tensor, image: int, first: int, last: int, images: int = 1) -> _C.Tensor:
+    """Rows first..last-1 of one image of (N, H, W, C), as (1, last - first, W, C); several images only with all their rows."""
     _, height, width, channels = x.shape
     row = nbytes((width, channels))
     offset = (image * height + first) * row
-    return x.view(offset, (1, last - first, width, channels), "float32")
+    return x.view(offset, (images, last - first, width, channels), "float32")
+
+
+def _copy_band(
+    to: _C.Tensor, to_image: int, to_first: int, x: _C.Tensor, image: int, first: int, count: int, axis: int
+) -> None:
+    """Copy so many rows (axis 1) or columns (axis 2) of an image of (N, H, W, C) into one of another map."""
+    if axis == 1:
+        _rows(to, to_image, to_first, to_first + count).copy_(_rows(x, image, first, first + count))
+        return
+    for row in range(x.shape[1]):
+        _pixels(to, to_image, row, to_first, count).copy_(_pixels(x, image, row, first, count))
+
+
+def _pixels(x: _C.Tensor, image: int, row: int, first: int, count: int) -> _C.Tensor:
+    """So many pixels of one row of one image of (N, H, W, C), as (count, C)."""
+    _, height, width, channels = x.shape
+    offset = ((image * height + row) * width + first) * nbytes((channels,))
+    return x.view(offset, (count, channels), "float32")
 
 
 def _check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
