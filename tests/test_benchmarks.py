@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import vggnet as vgg
 from PIL import Image
+from vggnet import data
 
 ROOT = Path(__file__).parent.parent
 
@@ -127,3 +128,48 @@ def test_torch_computes_the_same_net(peers, folder, kind):
     ours, theirs = answers
     assert ours.shape == {"batch": (2, 1000), "dense": (1, 2, 2, 1000), "train": (64, 3, 3, 3)}[kind]
     assert np.linalg.norm(ours - theirs) <= peers.AGREEMENT[kind] * np.linalg.norm(theirs)
+
+
+# ---- transfer
+
+
+@pytest.fixture(scope="module")
+def transfer():
+    sys.path.append(str(ROOT))
+    yield importlib.import_module("benchmarks.bench_transfer")
+    sys.path.remove(str(ROOT))
+
+
+def test_transfer_compares_in_pairs(transfer):
+    def run(seed, gain):
+        recalls = {
+            "pixels": {n: [70.0, 72.0] for n in transfer.LABELLED},
+            "scales stacked": {n: [70.0 + gain, 71.0 + gain] for n in transfer.LABELLED},
+        }
+        return {
+            "seed": seed,
+            "learned": ["Bag", "Coat"],
+            "new": ["Shirt"],
+            "training_seconds": 1,
+            "seconds": 2,
+            "error_on_learned": 3.5,
+            "recalls": recalls,
+        }
+
+    text = transfer.report([run(0, 2.0), run(1, 0.5)])
+    assert "seed 1: learned Bag, Coat (error 3.5 %" in text
+    assert text.count("71.0 +- 1.2") == len(transfer.LABELLED)  # pixels: 70, 72, 70, 72
+    assert text.count("71.8 +- 1.0 (+0.8, 3/4)") == len(transfer.LABELLED)
+
+
+def test_transfer_takes_the_first_images_of_some_classes(transfer):
+    sample = data.sample()
+    part = transfer.some_of(sample, [7, 2], 3)
+    assert (
+        part.classes == [sample.classes[7], sample.classes[2]] and part.labels.tolist() == [0] * 3 + [1] * 3
+    )
+    own = [int(name.split()[-1]) for name in (part.name(i) for i in range(6))]
+    assert own == [
+        int(sample.name(i).split()[-1]) for c in (7, 2) for i in np.flatnonzero(sample.labels == c)[:3]
+    ]
+    np.testing.assert_array_equal(part.image(3), sample.image(int(np.flatnonzero(sample.labels == 2)[0])))

@@ -29,8 +29,8 @@ def voc(tmp_path):
     for part, names in PARTS.items():
         (sets / f"{part}.txt").write_text("".join(f"{name}\n" for name in names))
         for column, label in enumerate(CLASSES):
-            lines = (f"{name} {LABELS[name][column]:2d}\n" for name in names)
-            (sets / f"{label}_{part}.txt").write_text("".join(lines))
+            lines = [f"{name} {LABELS[name][column]:2d}\n" for name in names]
+            (sets / f"{label}_{part}.txt").write_text("".join(lines[::-1] if label == "bird" else lines))
     for folder in ("Layout", "Segmentation"):
         (root / "ImageSets" / folder).mkdir()
         (root / "ImageSets" / folder / "train.txt").write_text("000012\n")

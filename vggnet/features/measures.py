@@ -76,9 +76,7 @@ def average_precision(scores: npt.ArrayLike, labels: npt.ArrayLike, rule: str = 
     ranked = ranked[ranked != 0]
     found = np.cumsum(ranked == 1)  # true positives among the first 1, 2, ... images
     precision = found / np.arange(1, len(ranked) + 1)
-    best = np.maximum.accumulate(precision[::-1])[
-        ::-1
-    ]  # the highest precision at this recall or a greater one
+    best = np.maximum.accumulate(precision[::-1])[::-1]  # at this recall or a greater one
     if rule == "area":
         return float(best[ranked == 1].mean())  # recall steps by 1 / positives at each of them
     positives = int(found[-1])
