@@ -173,3 +173,13 @@ def test_transfer_takes_the_first_images_of_some_classes(transfer):
         int(sample.name(i).split()[-1]) for c in (7, 2) for i in np.flatnonzero(sample.labels == c)[:3]
     ]
     np.testing.assert_array_equal(part.image(3), sample.image(int(np.flatnonzero(sample.labels == 2)[0])))
+
+
+def test_reading(peers, capsys):
+    reading = importlib.import_module("benchmarks.bench_reading")
+    assert reading.main(["--scale", "64", "--crop", "32", "--seconds", "0.01", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["source"] for row in rows] == list(reading.SOURCES)
+    assert all(row["images_per_second"] == pytest.approx(1e3 / row["training_ms"]) for row in rows)
+    assert reading.main(["--source", "shard of 256", "--scale", "300", "--seconds", "0.01"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == reading.HEADER
