@@ -108,6 +108,25 @@ def test_a_missing_peer_is_named(peers, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_cost_of_protocols(peers, tmp_path, capsys):
+    evaluation = importlib.import_module("benchmarks.bench_evaluation")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    options = ["--net", "A", "--size", "32", "--images", str(tmp_path / "photo.png"), "--rounds", "1"]
+    chosen = ["--protocols", "center:32,multi-crop:36/40"]
+    assert evaluation.main([*options, *chosen, "--json"]) == 0
+    center, crops = json.loads(capsys.readouterr().out)["rows"]
+    assert (center["kind"], center["scales"], center["passes"]) == ("center", [32], 1)
+    assert (crops["kind"], crops["scales"], crops["passes"]) == ("multi-crop", [36, 40], 100)
+    assert crops["gflop"] == pytest.approx(100 * center["gflop"])
+    assert center["ms"] > 0
+    assert evaluation.main([*options, *chosen]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[-1] == "100.0"
+    with pytest.raises(SystemExit) as exit:
+        evaluation.main([*options, "--protocols", "sparse:32"])
+    assert exit.value.code == 2
+
+
 @pytest.fixture(scope="module")
 def folder(peers, tmp_path_factory):
     folder = tmp_path_factory.mktemp("net")

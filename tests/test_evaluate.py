@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import vggnet as vgg
 from vggnet import _C, data, evaluate
+from vggnet.bench import work
 from vggnet.evaluate import KINDS, Protocol
 from vggnet.preprocess import rescale
 
@@ -375,7 +376,8 @@ def test_compare_shares_one_pass(model, dataset, monkeypatch):
     kinds = ("dense", "multi-crop", "combined")
     reports = evaluate.compare([(model, Protocol(kind, (45,), grid=2)) for kind in kinds], dataset)
     assert sorted(reads) == [0, 1, 2, 3]
-    assert sum(passes) == 8  # image and mirror, once for "dense" and "combined" both
+    # An image and its mirror share a pass, so do the two of one shape; once for "dense" and "combined" both.
+    assert sorted(passes) == [2, 2, 4]
     np.testing.assert_array_equal(evaluate.fuse(reports[:2]).posteriors, reports[2].posteriors)
 
 
@@ -425,6 +427,28 @@ def test_labels_follow_class_names(images):
     )
     with pytest.raises(ValueError, match="another order"):
         evaluate.evaluate([model, swapped], data.ArrayDataset(images, [0, 1, 0, 1], ["eel", "cat"]), protocol)
+
+
+# ---- cost
+
+
+def test_flops_of_protocols(model):
+    d = vgg.VGG("D", init=None)
+    crop = evaluate.flops(d, Protocol("center", (256,)), 375, 500)
+    assert crop == 2 * 15_470_264_320  # of the paper's net D at 224 x 224: 15.47 G multiply-adds
+    assert evaluate.flops(d, Protocol("multi-crop"), 375, 500) == 150 * crop
+    assert evaluate.flops(d, Protocol("ten-crop", (256,)), 500, 375) == 10 * crop
+    one = evaluate.flops(d, Protocol("multi-crop", (224,)), 300, 300)  # all crops at one place
+    assert one == 2 * crop == evaluate.flops(d, Protocol("dense", (224,)), 300, 300)
+    both = evaluate.flops(d, Protocol("combined"), 375, 500)
+    assert both == evaluate.flops(d, Protocol("dense"), 375, 500) + 150 * crop
+
+    plan = model._plan((1, 49, 70, 3), ["pool5"], training=False, keep=False)
+    trunk = sum(work(plan, step, "forward").flops for step in plan.steps)
+    head = 2 * (512 * 16 + 16 * 16 + 16 * 7) * 1 * 2  # at 1 x 2 positions
+    assert evaluate.flops(model, Protocol("dense", (49,), mirror=False), 49, 70) == trunk + head
+    with pytest.raises(ValueError, match="at least the model's input size"):
+        evaluate.flops(model, Protocol("dense", (31,)), 49, 70)
 
 
 # ---- memory

@@ -18,6 +18,7 @@ Sums are float64, each of these four stages ends rounded to float32: so ``fuse([
 
 from __future__ import annotations
 
+from .cost import flops
 from .dataset import Progress, compare, evaluate
 from .passes import crops, grid_offsets, posteriors
 from .presets import Preset, paper_rows, preset
@@ -34,6 +35,7 @@ __all__ = [
     "compare",
     "crops",
     "evaluate",
+    "flops",
     "fuse",
     "grid_offsets",
     "paper_rows",
