@@ -666,7 +666,7 @@ def load(
     ----------
     path : path of a file
         Its suffix says whose: .safetensors (ours, or torchvision's state dict), .pth and .pt (torchvision), .caffemodel
-        (Caffe). See docs/weights.md.
+        (Caffe), .h5, .hdf5 and .keras (Keras), .mat (MatConvNet). See docs/weights.md.
     device : str
     weight_dtype : "float32" | "bfloat16"
         "bfloat16" rounds the weights of fc6, fc7 and fc8 to bfloat16, which halves their memory and the time that one image

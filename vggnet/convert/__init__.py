@@ -21,7 +21,7 @@ import numpy as np
 
 from .._C import Tensor, WeightsError
 from ..checkpoint import describe_tensors, not_weights, restore_tensors, verify_tensors
-from . import caffe, torchvision
+from . import caffe, keras, matconvnet, torchvision
 from .layouts import Array, Foreign, check_finite, recognise
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ FORMATS: dict[str, Format] = {
     OURS: Format((".safetensors",), write=lambda model, path: model.save(path)),
     "torchvision": Format((".pth", ".pt", ".safetensors"), torchvision.read, torchvision.write),
     "caffe": Format((".caffemodel",), caffe.read, caffe.write),
+    "keras": Format((".h5", ".hdf5", ".keras"), keras.read),
+    "matconvnet": Format((".mat",), matconvnet.read),
 }
 
 

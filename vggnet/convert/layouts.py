@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -194,6 +195,15 @@ def _differences(config: str, net: Mapping[str, Any], arrays: Mapping[str, Array
     for name in arrays:
         if name not in shapes:
             yield f"it has {name}, too"
+
+
+def optional_package(name: str, extra: str, files: str) -> Any:
+    """Import a package that only some formats need; the ImportError says how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise ImportError(f"{files} need {package}: pip install 'vggnet[{extra}]'") from error
 
 
 def check_finite(name: str, array: Array) -> None:
