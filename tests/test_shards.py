@@ -100,10 +100,14 @@ def test_an_interrupted_call_goes_on(source, written, tmp_path):
     first = tmp_path / "shard-000000.tar"
     assert sorted(path.name for path in tmp_path.glob("*.tar")) == [first.name]
     os.utime(first, ns=(1, 1))
+    stale = tmp_path / ".shard-000001.tar.x.tmp"  # as a killed process leaves it
+    stale.mkdir()
+    (stale / "shard-000001.tar").write_bytes(b"half")
     steps = []
     small(source, tmp_path, progress=lambda *step: steps.append(step))
     assert steps == [(20, 25), (25, 25)]
     assert first.stat().st_mtime_ns == 1
+    assert not stale.exists()
     assert tree_of(tmp_path) == tree_of(written)
     (tmp_path / "shard-000001.tar").unlink()
     small(source, tmp_path)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..progress import Progress
 from .common import (
     Formatter,
+    Interrupted,
     UsageError,
     add_command,
     begin,
@@ -120,18 +121,21 @@ def run_prepare(args: argparse.Namespace) -> int:
     dataset = _open(args)
     if args.quality > 100:
         raise UsageError(f"--quality {args.quality}: expected 1 to 100")
-    with Progress("preparing") as progress:
-        broken = data.prepare(
-            dataset,
-            args.out,
-            short_side=args.short_side,
-            per_shard=args.per_shard,
-            quality=args.quality,
-            seed=args.seed,
-            workers=args.workers,
-            strict=args.strict or None,
-            progress=progress,
-        )
+    try:
+        with Progress("preparing") as progress:
+            broken = data.prepare(
+                dataset,
+                args.out,
+                short_side=args.short_side,
+                per_shard=args.per_shard,
+                quality=args.quality,
+                seed=args.seed,
+                workers=args.workers,
+                strict=args.strict or None,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        raise Interrupted("What is written stays; the same command goes on") from None
     shards = sorted(Path(args.out).glob("shard-*.tar"))
     size = sum(path.stat().st_size for path in shards)
     if args.json:

@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import os
+import shutil
 import tarfile
 import zlib
 from collections import deque
@@ -233,6 +234,8 @@ def prepare(
         "seed": seed,
     }
     _check_settings(folder, settings)
+    for stale in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+        shutil.rmtree(stale, ignore_errors=True)
     write_text(folder / CLASSES, "".join(f"{name}\n" for name in dataset.classes))
     order = rng.permutation(seed, 0, len(dataset), Purpose.PREPARE)
     place = np.empty(len(order), np.int64)
