@@ -69,6 +69,18 @@ def test_voc_from_images_to_average_precision(voc):
     assert 0 < mean <= 1 and len(each) == 3
 
 
+def test_training_and_evaluation_refuse_several_labels(voc):
+    dataset = data.VOC(voc, "train")
+    model = vgg.VGG("A", num_classes=3, input_size=32, fc_width=4, init="he", classes=CLASSES)
+    for use in (
+        lambda: vgg.evaluate.evaluate(model, dataset, "center"),
+        lambda: vgg.train.fit(model, dataset, None, vgg.train.Recipe(batch=2, epochs=1)),
+        lambda: data.split(dataset, 0.5, seed=0),
+    ):
+        with pytest.raises(ValueError, match=r"labels of shape \(2, 3\), several an image"):
+            use()
+
+
 def test_voc_says_what_is_wrong(voc):
     with pytest.raises(data.DatasetNotFoundError, match="it has VOC2007: give one of these"):
         data.VOC(voc.parent)

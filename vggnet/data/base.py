@@ -209,7 +209,7 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Subset, Subset]
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction is {fraction}; expected 0 < fraction < 1")
-    labels = np.asarray(dataset.labels)
+    labels = single_labels(dataset)
     shuffled = permutation(seed, 0, len(dataset), Purpose.HOLDOUT)
     grouped = shuffled[np.argsort(labels[shuffled], kind="stable")]  # by class, in random order within each
     counts = np.bincount(labels, minlength=len(dataset.classes))
@@ -226,6 +226,17 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Subset, Subset]
 
 
 # ---- arguments
+
+
+def single_labels(dataset: Dataset) -> npt.NDArray[np.int64]:
+    """The labels, (N,); ValueError for a data set with several an image, such as `VOC`."""
+    labels = np.asarray(dataset.labels, np.int64)
+    if labels.ndim != 1:
+        raise ValueError(
+            f"dataset has labels of shape {labels.shape}, several an image; expected one an image, (N,). "
+            "Such data are for vggnet.features.extract"
+        )
+    return labels
 
 
 def read_only(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data import Loader
+from ..data.base import single_labels
 from .passes import Pyramid, Rows, average, build_pyramid, crops_per_image, key_of, part_posteriors
 from .presets import Preset, model_facts
 from .protocol import Protocol, check_scales, resolve
@@ -170,7 +171,7 @@ def _pairs(entry: Any, protocol: Protocol | Preset | str) -> list[tuple[VGG, Pro
 
 def _labels(dataset: Dataset, models: Sequence[VGG]) -> npt.NDArray[np.int64]:
     """The data set's labels in the model's numbering: by class names where both have them, else by number."""
-    names, labels = list(dataset.classes or []), np.asarray(dataset.labels, np.int64)
+    names, labels = list(dataset.classes or []), single_labels(dataset)
     known = {tuple(m.classes) for m in models if m.classes}
     if len(known) > 1:
         raise ValueError(

@@ -33,6 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _C, evaluate, ops
+from ..data.base import single_labels
 
 if TYPE_CHECKING:
     from ..augment import Geometry
@@ -131,6 +132,7 @@ class Classification(Task):
 
     def check(self, model: VGG, data: Dataset, name: str) -> None:
         """Classes of model and data must be the same; a model without class names takes the data's."""
+        single_labels(data)
         if len(data.classes) != model.num_classes:
             raise ValueError(
                 f"fit: {name} has {len(data.classes)} classes; the model has {model.num_classes}"
