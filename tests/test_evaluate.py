@@ -328,6 +328,11 @@ def test_stored_reports_fuse_as_those_in_memory(model, tmp_path):
     marked = evaluate.evaluate(model, dataset, row)
     marked.save(tmp_path / "row.npz")
     assert evaluate.Report.load(tmp_path / "row.npz").paper == row
+    box = dataclasses.replace(row, protocol=dataclasses.replace(row.protocol, filter="box"))
+    marked = evaluate.evaluate(model, dataset, box)
+    marked.save(tmp_path / "box.npz")
+    assert evaluate.Report.load(tmp_path / "box.npz").to_dict() == marked.to_dict()
+    assert marked.beside(row).to_dict() == marked.to_dict()
 
 
 def test_what_is_not_a_stored_report_is_named(model, dataset, tmp_path):

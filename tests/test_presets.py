@@ -165,6 +165,11 @@ def test_scales_are_never_in_proportion_unasked():
         preset("table3:A").pairs(net("A"))
 
 
+def test_a_row_brings_its_protocol(dataset):
+    with pytest.raises(TypeError, match="brings its protocol"):
+        evaluate.evaluate([(net("A"), "dense")], dataset, preset("table3:A").scaled(32))
+
+
 # ---- reports
 
 
@@ -198,7 +203,8 @@ def test_a_report_tells_the_paper_s_errors_beside_its_own(dataset):
     assert errors in " ".join(lines[2].split())
     assert row.describe() in str(report)
     assert "does not tell the S" not in str(report)
-    assert report.to_dict()["paper"] == row.to_dict()
+    told = report.to_dict()
+    assert told["paper"] | {"inferences": told["protocols"][0]["inferences"]} == row.to_dict()
     assert "paper" not in plain.to_dict() and "paper" not in str(plain).splitlines()[0]
     unknown = evaluate.evaluate(net("B"), dataset, row)
     assert "does not tell the S" in str(unknown)

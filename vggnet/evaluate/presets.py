@@ -108,8 +108,14 @@ class Preset:
         ------
         ValueError
             The models are not the nets of the row, or tell that they were trained at another S.
+        TypeError
+            They come with protocols of their own.
         """
         group = list(models) if isinstance(models, Sequence) else [models]
+        if any(isinstance(model, tuple) for model in group):
+            raise TypeError(
+                f"{self.name} brings its protocol; expected models alone, no (model, protocol) pairs"
+            )
         self._check_nets([model_facts(model) for model in group])
         return [(model, self.protocol) for model in group]
 
@@ -161,7 +167,7 @@ class Preset:
         original = preset(self.name)
         return (
             f"{original.describe()}\nHere scales are in proportion to the input size, {self.input_size} instead of "
-            f"{PAPER_SIZE}: {self._conditions()}."
+            f"{PAPER_SIZE}, so this is none of the paper's rows: {self._conditions()}."
         )
 
     def _conditions(self) -> str:

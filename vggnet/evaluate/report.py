@@ -83,6 +83,9 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values, as JSON needs them; posteriors and labels are left out, and `paper` where there is none."""
+        row = {} if self.paper is None else {"paper": self.paper.to_dict()}
+        if row:
+            del row["paper"]["inferences"]  # those that were made are in the protocols
         return {
             "name": self.name,
             "top1": self.top1,
@@ -100,7 +103,7 @@ class Report:
             ],
             "names_sha256": self.names_sha256,
             "version": self.version,
-        } | ({} if self.paper is None else {"paper": self.paper.to_dict()})
+        } | row
 
     def to_json(self, indent: int | None = 2) -> str:
         return json.dumps(self.to_dict(), indent=indent)
