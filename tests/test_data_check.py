@@ -172,11 +172,12 @@ def test_prepare_and_read_shards_on_the_command_line(folder, tmp_path):
     assert vggnet(*args, "--quality", "101").returncode == 2
 
 
-@pytest.mark.parametrize("layout", ["archives", "folders"])
+@pytest.mark.parametrize("layout", ["archives", "folders", "flat"])
 def test_the_folder_of_ilsvrc_is_recognised(tmp_path, layout):
-    from vggnet.cli.common import open_data
+    from vggnet.cli.common import has_val, open_data
 
     tree = ilsvrc_tree.make(tmp_path, classes=2, layout=layout)
+    assert has_val(str(tmp_path)) and not has_val("sample")
     for part, name in (("train", "train"), ("val", "val"), ("test", "val")):
         found = open_data(str(tmp_path), part, channels=1)
         assert isinstance(found, data.ILSVRC2012)

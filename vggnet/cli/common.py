@@ -141,8 +141,9 @@ def open_data(spec: str, part: str, channels: int = 3) -> Dataset:
             f"--data {spec}: no such folder; expected sample, fashion-mnist, "
             "or a folder with one subfolder of images for each class"
         )
-    distributed = (*data.ILSVRC2012.ARCHIVES.values(), DEVKIT, f"{DEVKIT}.tar.gz")
-    if any((root / name).exists() for name in distributed):
+    if any(
+        (root / name).exists() for name in (*data.ILSVRC2012.ARCHIVES.values(), DEVKIT, f"{DEVKIT}.tar.gz")
+    ):
         return data.ILSVRC2012(root, "train" if part == "train" else "val", channels=order)
     candidates = {"train": ("train",), "val": ("val",), "test": ("test", "val")}[part]
     for candidate in candidates:
@@ -151,6 +152,13 @@ def open_data(spec: str, part: str, channels: int = 3) -> Dataset:
     if any((root / candidate).is_dir() for candidate in ("train", "val", "test")):
         raise FileNotFoundError(f"--data {spec} has no subfolder {' or '.join(candidates)}")
     return _open_folder(root, order)
+
+
+def has_val(spec: str) -> bool:
+    """Whether the folder that ``--data`` names has validation images of its own."""
+    from ..data import ILSVRC2012
+
+    return Path(spec, "val").is_dir() or Path(spec, ILSVRC2012.ARCHIVES["val"]).is_file()
 
 
 def _open_folder(folder: Path, order: Channels) -> Dataset:

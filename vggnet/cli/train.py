@@ -20,6 +20,7 @@ from .common import (
     begin,
     data_option,
     fraction,
+    has_val,
     number,
     open_data,
     positive,
@@ -267,7 +268,7 @@ def _settings(args: argparse.Namespace) -> tuple[dict[str, Any], Recipe]:
 def _validation(args: argparse.Namespace, recipe: Recipe, channels: int) -> tuple[Dataset | None, Recipe]:
     """Images for the learning rate to watch, or the recipe with the share of training images to hold out."""
     if args.val is None:
-        own = Path(args.data, "val").is_dir()
+        own = has_val(args.data)
         return (open_data(args.data, "val", channels=channels) if own else None), recipe
     try:
         return None, replace(recipe, holdout=fraction(args.val))
@@ -281,21 +282,16 @@ def _statistics(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
     """Mean and covariance of the training images, arguments of VGG: of a file, or in one pass; or the mean that was given."""
     if args.mean is not None:
         return {"mean": args.mean}  # fit computes the covariance if the recipe needs it
-    from ..augment import PixelStatistics, pixel_statistics
-    from ..data import Loader
+    from ..augment import PixelStatistics
+    from ..data import statistics as statistics_of
 
     if args.stats is not None:
         statistics = PixelStatistics.from_dict(json.loads(Path(args.stats).read_text(encoding="utf-8")))
         return {"mean": statistics.mean, "covariance": statistics.covariance}
     with Progress("mean of the training images") as progress:
-        loader = Loader(dataset, 64, workers=args.workers, strict=args.strict or None)
-
-        def images() -> Any:
-            for indices, batch, _ in loader:
-                progress(int(indices[-1]) + 1, len(dataset))
-                yield from batch
-
-        statistics = pixel_statistics(images())
+        statistics = statistics_of(
+            dataset, workers=args.workers, strict=args.strict or None, progress=progress
+        )
     return {"mean": statistics.mean, "covariance": statistics.covariance}
 
 
