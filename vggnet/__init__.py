@@ -6,8 +6,8 @@
 >>> model.forward(np.zeros((1, 32, 32, 1), np.float32)).shape
 (1, 10)
 
-Importing the package loads NumPy and nothing else; the modules `convert`, `data`, `evaluate`, `features` and `train` load on
-first use.
+Importing the package loads NumPy and nothing else; the modules `convert`, `data`, `evaluate`, `features`, `localize` and
+`train` load on first use.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ __all__ = [
     "from_dlpack",
     "get_num_threads",
     "load",
+    "localize",
     "memory_stats",
     "ops",
     "set_num_threads",
@@ -67,7 +68,7 @@ __all__ = [
 
 logging.getLogger("vggnet").addHandler(logging.NullHandler())
 
-_LAZY = ("convert", "data", "evaluate", "features", "train")
+_LAZY = ("convert", "data", "evaluate", "features", "localize", "train")
 
 
 def __getattr__(name: str) -> Any:

@@ -35,6 +35,8 @@ ILSVRC_MEAN = (123.68, 116.779, 103.939)  # RGB, 0..255 scale: of the authors' r
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, which turns an RGB mean into that of gray images
 FORMAT = "vggnet-1"
 WEIGHT_DTYPES = ("float32", "bfloat16")
+BOX_NUMBERS = 4  # centre x and y, width, height
+HEADS = ("classes", "SCR", "PCR")
 DENSE_MEMORY = 1 << 30  # bytes of maps in one band of a dense pass, unless told otherwise
 
 
@@ -46,7 +48,7 @@ class VGG:
     config : "A" | "A-LRN" | "B" | "C" | "D" | "E"
         A column of the paper's table 1.
     num_classes : int
-        Outputs of fc8.
+        Classes, each an output of fc8 unless `head` says otherwise.
     input_size : int
         Height and width that `forward` takes, a multiple of 32.
     in_channels : 3 (RGB) | 1 (gray)
@@ -75,6 +77,9 @@ class VGG:
     covariance : (C, C) floats, optional
         Of the channels over the training set, with pixels on the 0..1 scale: what the RGB shift of training is made from
         (paper, section 3.1). `train.fit` computes it when it is needed and not given.
+    head : "classes" | "SCR" | "PCR"
+        What fc8 predicts: scores of classes, or boxes (paper, appendix A), one for all classes ("SCR", 4 outputs) or one for
+        each ("PCR", 4 x num_classes); see `vggnet.localize`.
 
     Raises
     ------
@@ -110,6 +115,7 @@ class VGG:
         weight_dtype: str = "float32",
         scale: int | Sequence[int] | None = None,
         covariance: Sequence[Sequence[float]] | None = None,
+        head: str = "classes",
     ) -> None:
         from .preprocess import Preprocessing  # Pillow is not needed to import vggnet
 
@@ -118,6 +124,7 @@ class VGG:
         _check_choice("in_channels", in_channels, (1, 3))
         _check_choice("precision", precision, ("float32",))
         _check_choice("weight_dtype", weight_dtype, WEIGHT_DTYPES)
+        _check_choice("head", head, HEADS)
         if init is not None:
             _check_choice("init", init, INITS)
             if weight_dtype != "float32":
@@ -149,6 +156,7 @@ class VGG:
         self.seed = seed
         self.classes = None if classes is None else [str(name) for name in classes]
         self.scale = scale if scale is None or isinstance(scale, int) else (int(scale[0]), int(scale[-1]))
+        self.head = head
         self.pool_rounding = pool_rounding
         self.precision = precision
         self.device = device
@@ -159,13 +167,15 @@ class VGG:
             input_size=input_size,
             covariance=None if covariance is None else tuple(map(tuple, covariance)),
         )
-        self.layers: tuple[Layer, ...] = layers_of(
+        layers = layers_of(
             config,
-            num_classes=num_classes,
+            num_classes=self.outputs,
             input_size=input_size,
             in_channels=in_channels,
             fc_width=fc_width,
         )
+        # Boxes have no soft-max.
+        self.layers: tuple[Layer, ...] = layers if head == "classes" else layers[:-1]
         shapes = parameter_shapes(self.layers)
         make = _C.zeros if init is None else _C.empty
         narrow = {f"{layer.name}.weight" for layer in self.layers if layer.kind == "linear"}
@@ -183,10 +193,25 @@ class VGG:
         self._transformed: dict[tuple[str, str], tuple[int, _C.Tensor]] = {}
 
     def __repr__(self) -> str:
+        head = "" if self.head == "classes" else f", head={self.head!r}"
         return (
             f"VGG({self.config!r}, num_classes={self.num_classes}, input_size={self.input_size}, "
-            f"in_channels={self.in_channels}, fc_width={self.fc_width}, device={self.device!r})"
+            f"in_channels={self.in_channels}, fc_width={self.fc_width}, device={self.device!r}{head})"
         )
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of fc8: a score for each class, or the numbers of one box or of a box for each class."""
+        outputs = {"classes": self.num_classes, "SCR": BOX_NUMBERS, "PCR": BOX_NUMBERS * self.num_classes}
+        return outputs[self.head]
+
+    def expect_classes(self, what: str) -> None:
+        """Raise ValueError, naming `what` was asked for, when this net predicts boxes."""
+        if self.head != "classes":
+            raise ValueError(
+                f"{what}: this model predicts boxes (head {self.head!r}), not classes; expected a classification net, "
+                "or use vggnet.localize"
+            )
 
     @property
     def layer_names(self) -> tuple[str, ...]:
@@ -310,7 +335,7 @@ class VGG:
         return Run(self, plan, x, rng)
 
     def forward(self, x: Any) -> _C.Tensor:
-        """Class scores before soft-max, (N, classes), of preprocessed images (N, input_size, input_size, C)."""
+        """Outputs of fc8, class scores before soft-max, (N, outputs), of preprocessed images (N, input_size, input_size, C)."""
         return self.run(x, keep=False).logits
 
     def features(self, x: Any, layers: Sequence[str]) -> dict[str, _C.Tensor]:
@@ -358,6 +383,7 @@ class VGG:
         (loss, grads)
             A 0-d tensor, and gradients by parameter name.
         """
+        self.expect_classes("loss_and_gradients")
         run = self.run(x, training=training, rng=rng)
         loss, dlogits = ops.cross_entropy(run.logits, labels, normalizer=normalizer)
         gradients, _ = run.backward({"fc8": dlogits}, grads=grads, accumulate=accumulate, ready=ready)
@@ -437,7 +463,7 @@ class VGG:
         Returns
         -------
         (N, h, w, channels)
-            For layers from fc6 on h is (height of pool5's map) - input_size / 32 + 1, and channels are classes or fc_width.
+            For layers from fc6 on h is (height of pool5's map) - input_size / 32 + 1, and channels are `outputs` or fc_width.
 
         Raises
         ------
@@ -574,6 +600,7 @@ class VGG:
         from . import evaluate
         from .preprocess import load_image
 
+        self.expect_classes("predict")
         one_array = isinstance(images, np.ndarray) and images.ndim <= 3
         if one_array or isinstance(images, (str, os.PathLike)) or not isinstance(images, Iterable):
             images = [images]
@@ -605,6 +632,7 @@ class VGG:
             "scale": self.scale,
             "pool_rounding": self.pool_rounding,
             "precision": self.precision,
+            "head": self.head,
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -41,6 +41,16 @@ class _Canvas:
             corners = [v * _SCALE for v in (left, top, right, bottom)]
             self.draw.rounded_rectangle(corners, radius * _SCALE, fill=colour)
 
+    def frame(self, box: npt.NDArray[np.float64], colour: str, width: float, dash: float = 0) -> None:
+        """The outline of a box (left, top, right, bottom); with `dash`, in strokes and gaps of that length."""
+        left, top, right, bottom = box.tolist()
+        corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+        for (x0, y0), (x1, y1) in pairwise(corners):
+            length = math.hypot(x1 - x0, y1 - y0)
+            for start in np.arange(0, length, 2 * (dash or length or 1)):
+                a, b = start / length, min(start + (dash or length), length) / length
+                self.line([(x0 + t * (x1 - x0), y0 + t * (y1 - y0)) for t in (a, b)], colour, width)
+
     def dot(self, x: float, y: float, radius: float, colour: str) -> None:
         self.draw.ellipse([v * _SCALE for v in (x - radius, y - radius, x + radius, y + radius)], fill=colour)
 
@@ -50,9 +60,13 @@ class _Canvas:
         font = ImageFont.load_default(size * _SCALE)
         self.draw.text((x * _SCALE, y * _SCALE), text, fill=colour, font=font, anchor=anchor)
 
-    def paste(self, image: Image.Image, left: float, top: float, side: float) -> None:
+    def paste(
+        self, pixels: npt.NDArray[np.uint8], left: float, top: float, width: float, height: float
+    ) -> None:
+        """An image (H, W, 1 or 3) at another size."""
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
         self.image.paste(
-            image.resize((round(side * _SCALE),) * 2, Image.Resampling.BICUBIC),
+            image.resize((round(width * _SCALE), round(height * _SCALE)), Image.Resampling.BICUBIC),
             (round(left * _SCALE), round(top * _SCALE)),
         )
 
@@ -230,12 +244,7 @@ def predictions(
         side = min(image.shape[:2])
         y, x = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
         square = image[y : y + side, x : x + side]
-        canvas.paste(
-            Image.fromarray(square[..., 0] if square.shape[2] == 1 else square).convert("RGB"),
-            left + 2,
-            top + 2,
-            106,
-        )
+        canvas.paste(square, left + 2, top + 2, 106, 106)
         best = np.argsort(-posterior, kind="stable")[:3]
         right = best[0] == label
         colour = _GREEN if right else _RED
@@ -255,6 +264,58 @@ def predictions(
             )
             canvas.text(text_x + 6, y0 + 10, _shorten(classes[index], 18), 11)
             canvas.text(text_x + text_w - 6, y0 + 10, f"{100 * posterior[index]:.0f} %", 11, _SOFT, "rm")
+    canvas.save(path)
+
+
+def boxes(
+    path: str | os.PathLike[str],
+    images: Sequence[npt.NDArray[np.uint8]],
+    guesses: Sequence[Sequence[tuple[str | int, float, npt.NDArray[np.float64]]]],
+    true: Sequence[npt.NDArray[np.float64]] | None = None,
+    *,
+    columns: int = 4,
+    title: str = "",
+) -> None:
+    """Images with the boxes that a net found, blue, the first guess thick; true ones, where they are known, dotted orange.
+
+    Parameters
+    ----------
+    path : path of the PNG file to write
+    images : N uint8 (H, W, 1 or 3)
+    guesses : N lists of (class, probability, box)
+        As of `vggnet.localize.locate`: boxes are left, top, right, bottom in pixels of the image. The first one's class and
+        probability stand under the image.
+    true : N arrays (M, 4), optional
+    columns : int
+    title : str
+    """
+    cell, gap, foot, head = 150, 12, 24, 44 if title else 12
+    rows = -(-len(images) // columns)
+    canvas = _Canvas((cell + gap) * columns + gap, (cell + foot) * rows + head)
+    if title:
+        canvas.text(gap, 23, title, 15)
+    for i, (image, found) in enumerate(zip(images, guesses, strict=True)):
+        height, width = image.shape[:2]
+        scale = cell / max(height, width)
+        left = gap + (cell + gap) * (i % columns) + (cell - scale * width) / 2
+        top = head + (cell + foot) * (i // columns)
+        canvas.paste(image, left, top, scale * width, scale * height)
+
+        start = np.array([left, top, left, top])
+        for guess, (_, _, box) in reversed(list(enumerate(found))):
+            canvas.frame(scale * box + start, _BLUE, 1 if guess else 2.2)
+        for box in () if true is None else true[i]:
+            canvas.frame(scale * box + start, _ORANGE, 1.4, dash=4)
+        if found:
+            label, probability, _ = found[0]
+            name = _shorten(str(label), 18)
+            canvas.text(
+                left + scale * width / 2,
+                top + cell + 10,
+                f"{name} {100 * probability:.0f} %",
+                11,
+                anchor="mm",
+            )
     canvas.save(path)
 
 

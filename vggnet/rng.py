@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     SPLIT = 9
     SHARDS = 10
     PREPARE = 11
+    CANVAS = 12
     INIT = 1 << 16  # + number of the weight layer
 
 

@@ -8,7 +8,16 @@ Everything that trains or evaluates takes a `Dataset`: anything with `classes`, 
 
 from __future__ import annotations
 
-from .base import ArrayDataset, Dataset, DatasetNotFoundError, Subset, epoch_order, rescaled_image, split
+from .base import (
+    ArrayDataset,
+    BoxDataset,
+    Dataset,
+    DatasetNotFoundError,
+    Subset,
+    epoch_order,
+    rescaled_image,
+    split,
+)
 from .caltech import Caltech101, Caltech256, split_per_class
 from .checking import Finding, check
 from .fashion_mnist import FASHION_MNIST_CLASSES, FASHION_MNIST_DIR, FashionMNIST, sample
@@ -27,6 +36,7 @@ __all__ = [
     "VOC",
     "ArrayDataset",
     "Batch",
+    "BoxDataset",
     "Broken",
     "Caltech101",
     "Caltech256",

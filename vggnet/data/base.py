@@ -13,6 +13,7 @@ from ..preprocess import Channels, Pixels, check_image, rescale
 from ..rng import Purpose, permutation
 
 Indices: TypeAlias = "Sequence[int] | npt.NDArray[np.integer[Any]]"
+Boxes: TypeAlias = npt.NDArray[np.float64]  # (M, 4)
 
 
 class DatasetNotFoundError(VggError, FileNotFoundError):
@@ -41,6 +42,16 @@ class Dataset(Protocol):
 
     def name(self, i: int) -> str:
         """What messages and tables call image `i`."""
+        ...
+
+
+@runtime_checkable
+class BoxDataset(Dataset, Protocol):
+    """A data set that knows where things are: what `vggnet.localize` trains on and is tested with."""
+
+    def boxes(self, i: int) -> Boxes:
+        """Boxes of image `i`, (M, 4) float64: left, top, right, bottom in pixels of ``image(i)``, as edges, so that right -
+        left is the width. All are of the image's class; M may be 0."""
         ...
 
 
@@ -152,6 +163,14 @@ class Subset:
     def name(self, i: int) -> str:
         """Its name there."""
         return self.dataset.name(int(self.indices[i]))
+
+    def boxes(self, i: int) -> Boxes:
+        """Its boxes there (`BoxDataset`); TypeError when that data set has none."""
+        if not isinstance(self.dataset, BoxDataset):
+            raise TypeError(
+                f"boxes: {type(self.dataset).__name__} has no boxes; expected a data set with boxes(i), see data.BoxDataset"
+            )
+        return self.dataset.boxes(int(self.indices[i]))
 
 
 def rescaled_image(dataset: Dataset, i: int, short_side: int, filter: str) -> tuple[Pixels, tuple[int, int]]:

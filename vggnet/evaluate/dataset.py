@@ -88,6 +88,7 @@ def compare(
     if n == 0:
         raise ValueError("dataset is empty; expected at least one image")
     for model, p in (pair for group in groups for pair in group):
+        model.expect_classes("evaluate")
         check_scales(model, p)
         if model.num_classes != groups[0][0][0].num_classes:
             raise ValueError(

@@ -43,6 +43,7 @@ def posteriors(model: VGG, images: Sequence[Image], protocol: Protocol | str = "
         A scale is smaller than the net's input size, or an image does not fit the net's channels.
     """
     protocol = resolve(protocol, model)
+    model.expect_classes("posteriors")
     check_scales(model, protocol)
     keys = [key_of(model, protocol, scale) for scale in protocol.scales]
     result = np.empty((len(images), model.num_classes), np.float32)

@@ -132,6 +132,7 @@ class Classification(Task):
 
     def check(self, model: VGG, data: Dataset, name: str) -> None:
         """Classes of model and data must be the same; a model without class names takes the data's."""
+        model.expect_classes("fit")
         single_labels(data)
         if len(data.classes) != model.num_classes:
             raise ValueError(
