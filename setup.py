@@ -1,7 +1,10 @@
-"""Builds the extension vggnet._C; everything else is in pyproject.toml.
+"""Builds the extensions vggnet._C and, where nvcc is, vggnet._cuda; everything else is in pyproject.toml.
 
 Environment: CC picks the compiler (gcc or clang); VGGNET_WERROR=1 turns on every warning, as errors;
 VGGNET_SANITIZE=address,undefined builds with those sanitizers.
+VGGNET_CUDA=0 leaves the CUDA backend out, 1 insists on it, auto (the default) builds it if nvcc and the headers of cuBLAS and
+cuDNN are found: nvcc in CUDA_HOME, /usr/local/cuda or on the path; headers in CUDNN_HOME, CUBLAS_HOME, CUDA_HOME or the nvidia-* wheels of this
+environment. VGGNET_CUDA_ARCHS="80 90" picks the GPUs (default 75, which every later GPU runs by its PTX).
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
+import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -55,6 +60,8 @@ if sanitizers := os.environ.get("VGGNET_SANITIZE"):
 
 def flags_of(path: str) -> list[str]:
     """What one file is compiled with beyond FLAGS."""
+    if path.endswith(".cu"):  # random.cu gives the CPU's bits
+        return ["-fmad=false"] if Path(path).name == "random.cu" else []
     contract = ["-ffp-contract=fast"] if Path(path).parent.name == "kernels" else []
     isa = isa_of(path)
     return contract + (ISA_FLAGS[isa] if isa else [])
@@ -64,15 +71,73 @@ def isa_of(path: str | Path) -> str | None:
     return next((suffix for suffix in ISA_FLAGS if str(path).endswith(suffix)), None)
 
 
+class Cuda:
+    """Where nvcc and the headers are, or why there is no CUDA backend."""
+
+    #: A header of each library, and the variable that says where it is.
+    HEADERS = (("cuda_runtime_api.h", "CUDA_HOME"), ("cublas_v2.h", "CUBLAS_HOME"), ("cudnn_graph.h", "CUDNN_HOME"))
+
+    def __init__(self) -> None:
+        self.nvcc = ""
+        self.home = Path()
+        self.include: list[str] = []
+        self.archs = re.findall(r"\d+", os.environ.get("VGGNET_CUDA_ARCHS", "75"))
+        wanted = os.environ.get("VGGNET_CUDA", "auto")
+        self.why_not = "VGGNET_CUDA=0" if wanted == "0" else self.find()
+        if self.why_not and wanted == "1":
+            raise SystemExit(f"vggnet: VGGNET_CUDA=1, but {self.why_not}")
+
+    def find(self) -> str:
+        on_path = shutil.which("nvcc")
+        homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda", on_path and Path(on_path).resolve().parents[1]]
+        home = next((Path(h) for h in homes if h and Path(h, "bin/nvcc").is_file()), None)
+        if home is None:
+            return "there is no nvcc (set CUDA_HOME)"
+        self.home, self.nvcc = home, str(home / "bin/nvcc")
+        wheels = sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("*/include"))
+        for header, variable in self.HEADERS:
+            homes = [Path(os.environ[variable], "include")] if os.environ.get(variable) else []
+            folders = [*homes, self.home / "include", *wheels]
+            found = next((folder for folder in folders if (folder / header).is_file()), None)
+            if found is None:
+                return f"there is no {header} (pip install nvidia-cublas nvidia-cudnn-cu13, or set {variable})"
+            self.include += ["-isystem", str(found)]
+        return ""
+
+    def flags(self) -> list[str]:
+        """Of nvcc: machine code for each architecture, and PTX of the last for those that come."""
+        codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in self.archs]
+        ptx = f"-gencode=arch=compute_{self.archs[-1]},code=compute_{self.archs[-1]}"
+        host = "-fPIC,-fvisibility=hidden,-Wall,-Wextra" + (",-Werror" if os.environ.get("VGGNET_WERROR") == "1" else "")
+        return ["-std=c++17", "-O3", "-lineinfo", *codes, ptx, "-cudart", "shared", "-Xcompiler", host, *self.include]
+
+    def extension(self) -> Extension:
+        folder = ROOT / "csrc" / "cuda"
+        files = sorted([*folder.glob("*.c"), *folder.glob("*.cu"), ROOT / "csrc" / "core" / "status.c"])
+        return Extension(
+            "vggnet._cuda",
+            [path.relative_to(ROOT).as_posix() for path in files],
+            depends=headers("core", "cuda"),
+            define_macros=[("Py_LIMITED_API", "0x030B0000")] * LIMITED_API,
+            extra_compile_args=[*self.include, *FLAGS],
+            # libcudart is opened by vggnet/cuda.py before the extension that needs it: from wherever it is at run time
+            extra_link_args=[*LINK, "-ldl", "-lstdc++", f"-L{self.home}/lib64", f"-L{self.home}/lib", "-lcudart"],
+            py_limited_api=LIMITED_API,
+        )
+
+
 class BuildExt(build_ext):
     """Compiles files in parallel, each with its instruction set's flags, and only those that changed."""
 
     def build_extensions(self) -> None:
         flags = Path(self.build_temp, "flags.txt")
-        command = repr((self.compiler.compiler_so, FLAGS, ISA_FLAGS, LIMITED_API, VERSION))
+        command = repr(
+            (self.compiler.compiler_so, FLAGS, ISA_FLAGS, LIMITED_API, VERSION, CUDA.nvcc, CUDA.flags())
+        )
         same = flags.exists() and flags.read_text() == command and not self.force
         self.force = not same
         self.compiler.compile = self.compile_changed
+        self.compiler.src_extensions.append(".cu")
         super().build_extensions()
         flags.parent.mkdir(parents=True, exist_ok=True)
         flags.write_text(command)
@@ -93,12 +158,16 @@ class BuildExt(build_ext):
             output_dir, macros, include_dirs, sources, depends, extra_postargs
         )
         cc_args = compiler._get_cc_args(pp_opts, debug, extra_preargs)
-        headers = max(os.path.getmtime(header) for header in depends or [])
+        newest = max(os.path.getmtime(header) for header in depends or [])
 
         def compile_one(target: str) -> None:
             source, suffix = build[target]
-            changed = max(headers, os.path.getmtime(source))
-            if self.force or not os.path.exists(target) or os.path.getmtime(target) <= changed:
+            changed = max(newest, os.path.getmtime(source))
+            if not self.force and os.path.exists(target) and os.path.getmtime(target) > changed:
+                return
+            if suffix == ".cu":
+                self.spawn([CUDA.nvcc, *CUDA.flags(), *flags_of(source), "-c", source, "-o", target])
+            else:
                 compiler._compile(target, source, suffix, cc_args, postargs + flags_of(source), pp_opts)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -114,23 +183,29 @@ def sources() -> list[str]:
     return [path.as_posix() for path in files if X86 or not isa_of(path)]
 
 
+def headers(*folders: str) -> list[str]:
+    """Of csrc and these of its folders: what makes everything be compiled anew."""
+    paths = [path for folder in ("", *folders) for path in (ROOT / "csrc" / folder).glob("*.*")]
+    return sorted(path.relative_to(ROOT).as_posix() for path in paths if path.suffix in (".h", ".cuh", ".def"))
+
+
+CUDA = Cuda()
+print(f"vggnet: CUDA backend: {'not built: ' + CUDA.why_not if CUDA.why_not else f'built by {CUDA.nvcc}'}", file=sys.stderr)
+
 setup(
     ext_modules=[
         Extension(
             "vggnet._C",
             sources(),
-            depends=[
-                path.relative_to(ROOT).as_posix()
-                for pattern in ("*.h", "*.def")
-                for path in sorted((ROOT / "csrc").rglob(pattern))
-            ],
+            depends=headers("core", "kernels", "ops", "py"),
             define_macros=[("VGGNET_VERSION", f'"{VERSION}"')]
             + [("Py_LIMITED_API", "0x030B0000")] * LIMITED_API,
             # -isystem: NumPy's inline functions are not ours to warn about
             extra_compile_args=["-isystem", np.get_include(), *FLAGS],
             extra_link_args=LINK,
             py_limited_api=LIMITED_API,
-        )
+        ),
+        *([] if CUDA.why_not else [CUDA.extension()]),
     ],
     cmdclass={"build_ext": BuildExt},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},

@@ -16,7 +16,7 @@ import importlib
 import logging
 from typing import Any
 
-from . import cuda, ops
+from . import _C, cuda, ops
 from ._C import (
     DeviceError,
     ImageError,
@@ -24,7 +24,6 @@ from ._C import (
     Tensor,
     VggError,
     WeightsError,
-    build_info,
     empty,
     from_dlpack,
     get_num_threads,
@@ -69,6 +68,18 @@ __all__ = [
 logging.getLogger("vggnet").addHandler(logging.NullHandler())
 
 _LAZY = ("convert", "data", "evaluate", "features", "localize", "train")
+
+
+def build_info() -> dict[str, Any]:
+    """What this build is and what it found on this machine.
+
+    Returns
+    -------
+    dict
+        "version", "compiler", "isa" (in use; VGGNET_ISA caps it), "isa_available", "threads", "kernels" (names in use) and
+        "cuda": {"built", "why_not"}, where asking opens the CUDA libraries.
+    """
+    return _C.build_info() | {"cuda": {"built": cuda.is_built(), "why_not": cuda.why_not()}}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,8 +4,14 @@
 
 #include <stdint.h>
 
+#ifdef __CUDACC__ /* devices draw the same words */
+#define VGG_PHILOX __host__ __device__
+#else
+#define VGG_PHILOX
+#endif
+
 /* Words 4 * block .. 4 * block + 3 of (seed, row, purpose): key and counter as vgg.h lays them out. */
-static inline void vgg_philox(uint32_t out[4], uint64_t seed, uint64_t row, uint32_t purpose, uint32_t block)
+VGG_PHILOX static inline void vgg_philox(uint32_t out[4], uint64_t seed, uint64_t row, uint32_t purpose, uint32_t block)
 {
     uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32);
     uint32_t c0 = block, c1 = purpose, c2 = (uint32_t)row, c3 = (uint32_t)(row >> 32);

@@ -52,7 +52,28 @@ static PyObject *device_list(const struct vgg_state *state)
     return list;
 }
 
-static const char no_cuda[] = "no CUDA device: built without CUDA. Use device=\"cpu\", or see: vggnet info";
+/* Looks the device up among the registered backends. */
+static bool find_device(const struct vgg_state *state, const char *name, size_t length, long index, struct device *device)
+{
+    for (int i = 0; i < state->backend_count; i++) {
+        const struct vgg_backend *backend = state->backends[i];
+        if (strlen(backend->name) == length && memcmp(backend->name, name, length) == 0 && index < backend->device_count()) {
+            *device = (struct device){backend, (int)index};
+            return true;
+        }
+    }
+    return false;
+}
+
+/* CUDA's backend is opened and registered by vggnet/cuda.py when it is first asked for. */
+static bool require_cuda(void)
+{
+    PyObject *module = PyImport_ImportModule("vggnet.cuda");
+    PyObject *result = module ? PyObject_CallMethod(module, "require", NULL) : NULL;
+    Py_XDECREF(module);
+    Py_XDECREF(result);
+    return result != NULL;
+}
 
 bool vggpy_device_parse(const struct vgg_state *state, const char *name, struct device *device)
 {
@@ -65,19 +86,13 @@ bool vggpy_device_parse(const struct vgg_state *state, const char *name, struct 
         valid = digits >= 1 && digits <= 4 && colon[1 + digits] == '\0';
         index = valid ? strtol(colon + 1, NULL, 10) : 0;
     }
-    for (int i = 0; valid && i < state->backend_count; i++) {
-        const struct vgg_backend *backend = state->backends[i];
-        if (strlen(backend->name) == length && memcmp(backend->name, name, length) == 0 && index < backend->device_count()) {
-            *device = (struct device){backend, (int)index};
+    if (valid && find_device(state, name, length, index, device))
+        return true;
+    if (valid && length == 4 && memcmp(name, "cuda", 4) == 0) {
+        if (!require_cuda())
+            return false;
+        if (find_device(state, name, length, index, device))
             return true;
-        }
-    }
-    bool has_cuda = false;
-    for (int i = 0; i < state->backend_count; i++)
-        has_cuda |= strcmp(state->backends[i]->name, "cuda") == 0;
-    if (valid && length == 4 && memcmp(name, "cuda", 4) == 0 && !has_cuda) {
-        PyErr_SetString(state->device_error, no_cuda);
-        return false;
     }
     PyObject *list = device_list(state);
     if (list)
@@ -273,8 +288,8 @@ PyDoc_STRVAR(build_info_doc,
              "What this build is and what it found on this machine.\n\n"
              "Returns\n-------\n"
              "dict\n"
-             "    \"version\", \"compiler\", \"isa\" (in use; VGGNET_ISA caps it), \"isa_available\", \"threads\",\n"
-             "    \"kernels\" (names in use), \"cuda\": {\"built\", \"why_not\"}.");
+             "    \"version\", \"compiler\", \"isa\" (in use; VGGNET_ISA caps it), \"isa_available\", \"threads\" and\n"
+             "    \"kernels\" (names in use).");
 
 /* Clears *list where that fails. */
 static void append_text(PyObject **list, const char *text)
@@ -289,10 +304,7 @@ static void append_text(PyObject **list, const char *text)
 static PyObject *py_build_info(PyObject *module, PyObject *unused)
 {
     (void)unused;
-    struct vgg_state *state = vggpy_state(module);
-    bool cuda = false;
-    for (int i = 0; i < state->backend_count; i++)
-        cuda |= strcmp(state->backends[i]->name, "cuda") == 0;
+    (void)module;
     PyObject *available = PyList_New(0), *kernels = PyList_New(0);
     for (int isa = 0; available && isa <= (int)vgg_isa_best(); isa++)
         append_text(&available, vgg_isa_name((enum vgg_isa)isa));
@@ -303,9 +315,9 @@ static PyObject *py_build_info(PyObject *module, PyObject *unused)
         Py_XDECREF(kernels);
         return NULL;
     }
-    return Py_BuildValue("{s:s,s:s,s:s,s:N,s:i,s:N,s:{s:O,s:z}}", "version", VGGNET_VERSION, "compiler", COMPILER, "isa",
+    return Py_BuildValue("{s:s,s:s,s:s,s:N,s:i,s:N}", "version", VGGNET_VERSION, "compiler", COMPILER, "isa",
                          vgg_isa_name(vgg_isa_selected()), "isa_available", available, "threads", vgg_get_num_threads(),
-                         "kernels", kernels, "cuda", "built", cuda ? Py_True : Py_False, "why_not", cuda ? NULL : no_cuda);
+                         "kernels", kernels);
 }
 
 PyDoc_STRVAR(fma_peak_doc, "fma_peak(threads=1)\n--\n\n"

@@ -1,0 +1,337 @@
+/* device.c: devices, streams, memory and the ways between host and device. Contract: vgg.h.
+ *
+ * Memory is the runtime's stream-ordered pool, taken and given back on the legacy default stream: that one is ordered with
+ * every blocking stream of the device, so nothing has to be remembered about who used what. Counters are our own and exact.
+ *
+ * An upload copies into a ring of pinned memory and returns; the device fetches it when its turn comes. The host waits only
+ * when the ring is full of bytes that are still on their way. */
+#include "host.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { SLOTS = 8, SLOT_BYTES = 8 << 20 }; /* the pinned ring of a device: 64 MiB, a batch of 256 crops of 224 x 224 fits */
+
+static struct device {
+    pthread_mutex_t lock; /* of everything below; never held while the device is waited for, but by upload_rows */
+    size_t current, peak, allocations;
+    unsigned char *ring; /* pinned, SLOTS * SLOT_BYTES; made at the first upload */
+    cudaEvent_t fetched[SLOTS];
+    int slot;
+    pthread_mutex_t library_lock;
+    cublasHandle_t cublas;
+    cudnnHandle_t cudnn;
+} devices[VGG_CUDA_MAX_DEVICES];
+static int device_count;
+static _Thread_local cudaStream_t streams[VGG_CUDA_MAX_DEVICES];
+
+/* ------------------------------------------------------------------------------------------------ errors */
+
+enum vgg_status vgg_cuda_fail(struct vgg_context *ctx, cudaError_t error, const char *what)
+{
+    (void)cudaGetLastError(); /* what can be forgotten is forgotten; a broken context says so again */
+    enum vgg_status status = error == cudaErrorMemoryAllocation ? VGG_OUT_OF_MEMORY : VGG_DEVICE;
+    return vgg_fail(ctx->error, status, "cuda:%d: %s (%s) in %s", ctx->device, cudaGetErrorString(error),
+                    cudaGetErrorName(error), what);
+}
+
+enum vgg_status vgg_cublas_fail(struct vgg_context *ctx, cublasStatus_t status, const char *what)
+{
+    enum vgg_status ours = status == CUBLAS_STATUS_ALLOC_FAILED ? VGG_OUT_OF_MEMORY : VGG_DEVICE;
+    return vgg_fail(ctx->error, ours, "cuda:%d: cuBLAS: %s in %s", ctx->device, vgg_cublas.cublasGetStatusString(status), what);
+}
+
+enum vgg_status vgg_cudnn_fail(struct vgg_context *ctx, cudnnStatus_t status, const char *what)
+{
+    char words[120] = "";
+    vgg_cudnn.cudnnGetLastErrorString(words, sizeof words);
+    enum vgg_status ours = status / 1000 == 3 ? VGG_UNSUPPORTED : VGG_DEVICE; /* CUDNN_STATUS_NOT_SUPPORTED and its kind */
+    if (status == CUDNN_STATUS_ALLOC_FAILED)
+        ours = VGG_OUT_OF_MEMORY;
+    return vgg_fail(ctx->error, ours, "cuda:%d: cuDNN: %s in %s: %s", ctx->device, vgg_cudnn.cudnnGetErrorString(status), what,
+                    words);
+}
+
+/* ------------------------------------------------------------------------------------------------ devices and streams */
+
+const char *vgg_cuda_open(const char *cublas, const char *cudnn, char *reason, size_t size)
+{
+    int count = 0;
+    cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess) {
+        (void)cudaGetLastError();
+        const char *advice = error == cudaErrorInsufficientDriver ? "the driver is missing or too old for CUDA 13"
+                             : error == cudaErrorNoDevice         ? "no GPU is visible (see CUDA_VISIBLE_DEVICES)"
+                                                                  : cudaGetErrorString(error);
+        (void)snprintf(reason, size, "%s (%s)", advice, cudaGetErrorName(error));
+        return reason;
+    }
+    if (count == 0) {
+        (void)snprintf(reason, size, "no GPU is visible (see CUDA_VISIBLE_DEVICES)");
+        return reason;
+    }
+    const char *failure = vgg_cuda_open_libraries(cublas, cudnn, reason, size);
+    if (failure)
+        return failure;
+    count = count < VGG_CUDA_MAX_DEVICES ? count : VGG_CUDA_MAX_DEVICES;
+    for (int i = 0; i < count; i++) {
+        pthread_mutex_init(&devices[i].lock, NULL);
+        pthread_mutex_init(&devices[i].library_lock, NULL);
+    }
+    device_count = count;
+    return NULL;
+}
+
+int vgg_cuda_count(void)
+{
+    return device_count;
+}
+
+cudaStream_t vgg_cuda_stream(int device)
+{
+    return streams[device];
+}
+
+void vgg_cuda_set_stream(int device, cudaStream_t stream)
+{
+    streams[device] = stream;
+}
+
+enum vgg_status vgg_cuda_enter(struct vgg_context *ctx, cudaStream_t *stream)
+{
+    *stream = streams[ctx->device];
+    CUDA_TRY(ctx, cudaSetDevice(ctx->device));
+    return VGG_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------ library handles */
+
+void vgg_cuda_unlock(struct vgg_context *ctx)
+{
+    pthread_mutex_unlock(&devices[ctx->device].library_lock);
+}
+
+enum vgg_status vgg_cuda_lock_cublas(struct vgg_context *ctx, cublasHandle_t *handle, cudaStream_t stream)
+{
+    struct device *d = &devices[ctx->device];
+    pthread_mutex_lock(&d->library_lock);
+    cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
+    if (!d->cublas) {
+        status = vgg_cublas.cublasCreate_v2(&d->cublas);
+        if (status == CUBLAS_STATUS_SUCCESS)
+            status = vgg_cublas.cublasSetMathMode(d->cublas, CUBLAS_PEDANTIC_MATH); /* float32, no TF32 */
+        else
+            d->cublas = NULL;
+    }
+    if (status == CUBLAS_STATUS_SUCCESS)
+        status = vgg_cublas.cublasSetStream_v2(d->cublas, stream);
+    *handle = d->cublas;
+    if (status == CUBLAS_STATUS_SUCCESS)
+        return VGG_OK;
+    vgg_cuda_unlock(ctx);
+    return vgg_cublas_fail(ctx, status, "cublasCreate");
+}
+
+enum vgg_status vgg_cuda_lock_cudnn(struct vgg_context *ctx, cudnnHandle_t *handle, cudaStream_t stream)
+{
+    struct device *d = &devices[ctx->device];
+    pthread_mutex_lock(&d->library_lock);
+    cudnnStatus_t status = CUDNN_STATUS_SUCCESS;
+    if (!d->cudnn) {
+        status = vgg_cudnn.cudnnCreate(&d->cudnn);
+        if (status != CUDNN_STATUS_SUCCESS)
+            d->cudnn = NULL;
+    }
+    if (status == CUDNN_STATUS_SUCCESS)
+        status = vgg_cudnn.cudnnSetStream(d->cudnn, stream);
+    *handle = d->cudnn;
+    if (status == CUDNN_STATUS_SUCCESS)
+        return VGG_OK;
+    vgg_cuda_unlock(ctx);
+    return vgg_cudnn_fail(ctx, status, "cudnnCreate");
+}
+
+/* ------------------------------------------------------------------------------------------------ workspace */
+
+void *vgg_cuda_part(struct vgg_cuda_parts *parts, size_t count, size_t element)
+{
+    size_t bytes, from = parts->bytes;
+    if (!vgg_mul_size(&bytes, count, element) || bytes > PTRDIFF_MAX - 255 ||
+        !vgg_add_size(&parts->bytes, from, (bytes + 255) & ~(size_t)255) || parts->bytes > PTRDIFF_MAX)
+        parts->overflow = true;
+    return parts->base && !parts->overflow ? parts->base + from : NULL;
+}
+
+enum vgg_status vgg_cuda_parts_fit(struct vgg_context *ctx, const char *op, const struct vgg_cuda_parts *parts)
+{
+    if (parts->overflow)
+        return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "%s: the size of the workspace overflows", op);
+    if (parts->bytes && (!ctx->workspace || ctx->workspace_bytes < parts->bytes))
+        return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "%s: workspace has %zu bytes; expected at least %zu", op,
+                        ctx->workspace ? ctx->workspace_bytes : 0, parts->bytes);
+    return VGG_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------ memory */
+
+enum vgg_status vgg_cuda_allocate(struct vgg_context *ctx, void **data, size_t bytes)
+{
+    *data = NULL;
+    if (bytes == 0)
+        return VGG_OK;
+    struct device *d = &devices[ctx->device];
+    CUDA_TRY(ctx, cudaSetDevice(ctx->device));
+    cudaError_t error = cudaMallocAsync(data, bytes, NULL);
+    if (error == cudaErrorMemoryAllocation) { /* what was given back may still be on its way */
+        (void)cudaGetLastError();
+        if (cudaDeviceSynchronize() == cudaSuccess)
+            error = cudaMallocAsync(data, bytes, NULL);
+    }
+    if (error == cudaErrorMemoryAllocation) {
+        size_t free_bytes = 0, total = 0;
+        (void)cudaGetLastError();
+        (void)cudaMemGetInfo(&free_bytes, &total);
+        *data = NULL;
+        return vgg_fail(ctx->error, VGG_OUT_OF_MEMORY, "cannot allocate %zu bytes on device cuda:%d: %zu of its %zu are free",
+                        bytes, ctx->device, free_bytes, total);
+    }
+    CUDA_TRY(ctx, error);
+    pthread_mutex_lock(&d->lock);
+    d->current += bytes;
+    d->peak = vgg_max_size(d->peak, d->current);
+    d->allocations++;
+    pthread_mutex_unlock(&d->lock);
+    return VGG_OK;
+}
+
+void vgg_cuda_release(int device, void *data, size_t bytes)
+{
+    if (!data)
+        return;
+    struct device *d = &devices[device];
+    int previous;
+    if (cudaGetDevice(&previous) == cudaSuccess && cudaSetDevice(device) == cudaSuccess) {
+        (void)cudaFreeAsync(data, NULL);
+        (void)cudaSetDevice(previous);
+    }
+    (void)cudaGetLastError(); /* a broken context has nothing left to give back */
+    pthread_mutex_lock(&d->lock);
+    d->current -= bytes;
+    pthread_mutex_unlock(&d->lock);
+}
+
+void vgg_cuda_memory_stats(int device, struct vgg_memory_stats *stats)
+{
+    struct device *d = &devices[device];
+    pthread_mutex_lock(&d->lock);
+    *stats = (struct vgg_memory_stats){d->current, d->peak, d->allocations};
+    pthread_mutex_unlock(&d->lock);
+}
+
+void vgg_cuda_reset_peak(int device)
+{
+    struct device *d = &devices[device];
+    pthread_mutex_lock(&d->lock);
+    d->peak = d->current;
+    pthread_mutex_unlock(&d->lock);
+}
+
+/* ------------------------------------------------------------------------------------------------ transfers */
+
+static enum vgg_status make_ring(struct vgg_context *ctx, struct device *d)
+{
+    for (int slot = 0; slot < SLOTS; slot++)
+        if (!d->fetched[slot])
+            CUDA_TRY(ctx, cudaEventCreateWithFlags(&d->fetched[slot], cudaEventDisableTiming));
+    if (!d->ring)
+        CUDA_TRY(ctx, cudaHostAlloc((void **)&d->ring, (size_t)SLOTS * SLOT_BYTES, cudaHostAllocPortable));
+    return VGG_OK;
+}
+
+/* Sends the `filled` bytes of the current slot to `to`, and waits until the next slot has been fetched. */
+static enum vgg_status send_slot(struct vgg_context *ctx, struct device *d, void *to, size_t filled, cudaStream_t stream)
+{
+    if (filled == 0)
+        return VGG_OK;
+    CUDA_TRY(ctx, cudaMemcpyAsync(to, d->ring + (size_t)d->slot * SLOT_BYTES, filled, cudaMemcpyHostToDevice, stream));
+    CUDA_TRY(ctx, cudaEventRecord(d->fetched[d->slot], stream));
+    d->slot = (d->slot + 1) % SLOTS;
+    CUDA_TRY(ctx, cudaEventSynchronize(d->fetched[d->slot]));
+    return VGG_OK;
+}
+
+static enum vgg_status send_rows(struct vgg_context *ctx, struct device *d, unsigned char *to,
+                                 const struct vgg_cuda_rows *pieces, size_t count, cudaStream_t stream)
+{
+    CUDA_PASS(make_ring(ctx, d));
+    size_t filled = 0;
+    for (size_t i = 0; i < count; i++)
+        for (size_t row = 0; row < pieces[i].rows; row++) {
+            const unsigned char *from = pieces[i].from + row * pieces[i].stride;
+            for (size_t left = pieces[i].row_bytes; left;) {
+                size_t part = vgg_min_size(left, SLOT_BYTES - filled);
+                memcpy(d->ring + (size_t)d->slot * SLOT_BYTES + filled, from, part);
+                from += part;
+                left -= part;
+                filled += part;
+                if (filled == SLOT_BYTES) {
+                    CUDA_PASS(send_slot(ctx, d, to, filled, stream));
+                    to += filled;
+                    filled = 0;
+                }
+            }
+        }
+    return send_slot(ctx, d, to, filled, stream);
+}
+
+enum vgg_status vgg_cuda_upload_rows(struct vgg_context *ctx, void *to, const struct vgg_cuda_rows *pieces, size_t count)
+{
+    struct device *d = &devices[ctx->device];
+    cudaStream_t stream;
+    CUDA_PASS(vgg_cuda_enter(ctx, &stream));
+    pthread_mutex_lock(&d->lock);
+    enum vgg_status status = send_rows(ctx, d, to, pieces, count, stream);
+    pthread_mutex_unlock(&d->lock);
+    return status;
+}
+
+enum vgg_status vgg_cuda_upload(struct vgg_context *ctx, void *to, const void *from_host, size_t bytes)
+{
+    const struct vgg_cuda_rows whole = {from_host, 1, bytes, bytes};
+    return vgg_cuda_upload_rows(ctx, to, &whole, 1);
+}
+
+enum vgg_status vgg_cuda_download(struct vgg_context *ctx, void *to_host, const void *from, size_t bytes)
+{
+    cudaStream_t stream;
+    CUDA_PASS(vgg_cuda_enter(ctx, &stream));
+    CUDA_TRY(ctx, cudaMemcpyAsync(to_host, from, bytes, cudaMemcpyDeviceToHost, stream));
+    CUDA_TRY(ctx, cudaStreamSynchronize(stream));
+    return VGG_OK;
+}
+
+enum vgg_status vgg_cuda_copy(struct vgg_context *ctx, void *to, const void *from, size_t bytes)
+{
+    cudaStream_t stream;
+    CUDA_PASS(vgg_cuda_enter(ctx, &stream));
+    CUDA_TRY(ctx, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream));
+    return VGG_OK;
+}
+
+enum vgg_status vgg_cuda_zero(struct vgg_context *ctx, void *data, size_t bytes)
+{
+    cudaStream_t stream;
+    CUDA_PASS(vgg_cuda_enter(ctx, &stream));
+    if (bytes)
+        CUDA_TRY(ctx, cudaMemsetAsync(data, 0, bytes, stream));
+    return VGG_OK;
+}
+
+enum vgg_status vgg_cuda_synchronize(struct vgg_context *ctx)
+{
+    cudaStream_t stream;
+    CUDA_PASS(vgg_cuda_enter(ctx, &stream));
+    CUDA_TRY(ctx, cudaStreamSynchronize(stream));
+    return VGG_OK;
+}

@@ -1,0 +1,91 @@
+/* host.h: what the C files of csrc/cuda share beyond cuda.h. */
+#ifndef VGG_CUDA_HOST_H
+#define VGG_CUDA_HOST_H
+
+#include "../vgg_internal.h"
+#include "cuda.h"
+#include "libraries.h"
+
+/* NULL, or why no device can be used, in the caller's buffer. */
+const char *vgg_cuda_open(const char *cublas, const char *cudnn, char *reason, size_t size);
+
+/* The library's handle of ctx's device, set to `stream` and locked until it is unlocked: handles are not thread-safe. */
+enum vgg_status vgg_cuda_lock_cublas(struct vgg_context *ctx, cublasHandle_t *handle, cudaStream_t stream);
+enum vgg_status vgg_cuda_lock_cudnn(struct vgg_context *ctx, cudnnHandle_t *handle, cudaStream_t stream);
+void vgg_cuda_unlock(struct vgg_context *ctx);
+enum vgg_status vgg_cublas_fail(struct vgg_context *ctx, cublasStatus_t status, const char *what);
+enum vgg_status vgg_cudnn_fail(struct vgg_context *ctx, cudnnStatus_t status, const char *what);
+
+/* Parts of a workspace, one after the other. In a first pass (base NULL) they are only counted. */
+struct vgg_cuda_parts {
+    char *base;
+    size_t bytes; /* so far, a multiple of 256 */
+    bool overflow;
+};
+void *vgg_cuda_part(struct vgg_cuda_parts *parts, size_t count, size_t element);
+/* VGG_OK when ctx's workspace holds them. */
+enum vgg_status vgg_cuda_parts_fit(struct vgg_context *ctx, const char *op, const struct vgg_cuda_parts *parts);
+
+/* ------------------------------------------------------------------------------------------------ cuDNN graphs (graph.c) */
+
+enum vgg_cuda_graph_kind {
+    VGG_CUDA_CONVOLUTION,           /* x, w -> y */
+    VGG_CUDA_CONVOLUTION_BIAS,      /* x, w, b -> y */
+    VGG_CUDA_CONVOLUTION_RELU,      /* x, w -> y */
+    VGG_CUDA_CONVOLUTION_BIAS_RELU, /* x, w, b -> y */
+    VGG_CUDA_BACKWARD_INPUT,        /* dy, w -> dx */
+    VGG_CUDA_BACKWARD_WEIGHT,       /* dy, x -> dw */
+};
+
+/* Everything that a plan depends on beside the device. */
+struct vgg_cuda_graph {
+    enum vgg_cuda_graph_kind kind;
+    size_t n, h, w, c, k, kernel_size;
+    bool aligned; /* every tensor to 16 bytes */
+};
+
+/* The workspace of the plan for *graph, which is made at the first call and kept. VGG_UNSUPPORTED when no engine takes it. */
+enum vgg_status vgg_cuda_graph_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_cuda_graph *graph);
+/* Tensors in the order above: inputs, then the output; NHWC and KRSC. graph->aligned must be true: that they are is checked. */
+enum vgg_status vgg_cuda_graph_run(struct vgg_context *ctx, const struct vgg_cuda_graph *graph, const void *const *tensors,
+                                   void *workspace, size_t workspace_bytes, cudaStream_t stream);
+
+/* ------------------------------------------------------------------------------------------------ the table's entries */
+
+enum vgg_status vgg_cuda_conv2d_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s,
+                                          enum vgg_direction direction);
+enum vgg_status vgg_cuda_conv2d_transformed_bytes(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s);
+enum vgg_status vgg_cuda_conv2d_transform(struct vgg_context *ctx, float *transformed, const float *w,
+                                          const struct vgg_conv2d *s);
+enum vgg_status vgg_cuda_conv2d(struct vgg_context *ctx, float *y, uint8_t *index, const float *x, const float *w,
+                                const float *b, const struct vgg_conv2d *s);
+enum vgg_status vgg_cuda_conv2d_backward_input(struct vgg_context *ctx, float *dx, const float *dy, const float *w,
+                                               const float *y, const uint8_t *index, const struct vgg_conv2d *s);
+enum vgg_status vgg_cuda_conv2d_backward_weight(struct vgg_context *ctx, float *dw, float *db, const float *dy, const float *x,
+                                                const float *y, const uint8_t *index, const struct vgg_conv2d *s, int beta);
+enum vgg_status vgg_cuda_linear_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_linear *s,
+                                          enum vgg_direction direction);
+enum vgg_status vgg_cuda_linear(struct vgg_context *ctx, float *y, const float *x, const void *w, const float *b,
+                                const struct vgg_linear *s);
+enum vgg_status vgg_cuda_linear_backward_input(struct vgg_context *ctx, float *dx, const float *dy, const float *w,
+                                               const struct vgg_linear *s);
+enum vgg_status vgg_cuda_linear_backward_weight(struct vgg_context *ctx, float *dw, float *db, const float *dy, const float *x,
+                                                const struct vgg_linear *s, int beta);
+enum vgg_status vgg_cuda_allocate(struct vgg_context *ctx, void **data, size_t bytes);
+void vgg_cuda_release(int device, void *data, size_t bytes);
+enum vgg_status vgg_cuda_upload(struct vgg_context *ctx, void *to, const void *from_host, size_t bytes);
+enum vgg_status vgg_cuda_download(struct vgg_context *ctx, void *to_host, const void *from, size_t bytes);
+enum vgg_status vgg_cuda_copy(struct vgg_context *ctx, void *to, const void *from, size_t bytes);
+enum vgg_status vgg_cuda_zero(struct vgg_context *ctx, void *data, size_t bytes);
+enum vgg_status vgg_cuda_synchronize(struct vgg_context *ctx);
+void vgg_cuda_memory_stats(int device, struct vgg_memory_stats *stats);
+void vgg_cuda_reset_peak(int device);
+
+/* Copies `count` pieces of rows from host memory to the device through the pinned ring: see device.c. */
+struct vgg_cuda_rows {
+    const unsigned char *from;
+    size_t rows, row_bytes, stride; /* stride: bytes from row to row in `from` */
+};
+enum vgg_status vgg_cuda_upload_rows(struct vgg_context *ctx, void *to, const struct vgg_cuda_rows *pieces, size_t count);
+
+#endif

@@ -1,0 +1,163 @@
+/* training.c: SGD (paper, section 3.1), the mean of the devices' gradients (3.3), and the training input (3.1). */
+#include "host.h"
+#include "layers.h"
+
+#include <math.h>
+
+enum vgg_status vgg_cuda_sgd(struct vgg_context *ctx, float *const *param, float *const *velocity, const float *const *grad,
+                             const size_t *sizes, size_t count, const struct vgg_sgd *s)
+{
+    const struct {
+        const char *name;
+        float value;
+    } options[] = {{"lr", s->lr}, {"momentum", s->momentum}, {"weight_decay", s->weight_decay}};
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++)
+        if (!isfinite(options[i].value))
+            return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT,
+                            "sgd: %s is %g; expected a finite number because every parameter takes it over", options[i].name,
+                            (double)options[i].value);
+    cudaStream_t stream;
+    CUDA_PASS(vgg_cuda_enter(ctx, &stream));
+    for (size_t first = 0; first < count; first += VGG_CUDA_SGD_TENSORS) {
+        struct vgg_cuda_sgd_list list = {.count = 0};
+        for (size_t t = first; t < count && list.count < VGG_CUDA_SGD_TENSORS; t++, list.count++) {
+            list.param[list.count] = param[t];
+            list.velocity[list.count] = velocity[t];
+            list.grad[list.count] = grad[t];
+            list.size[list.count] = sizes[t];
+        }
+        CUDA_TRY(ctx, vgg_cuda_launch_sgd(&list, s, stream));
+    }
+    return VGG_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------ the mean of gradients */
+
+/* What the first device's stream does next waits for `from`'s stream, or the other way round. */
+static enum vgg_status wait_for(struct vgg_context *waiting, cudaStream_t stream, struct vgg_context *from,
+                                cudaStream_t from_stream)
+{
+    cudaEvent_t event;
+    CUDA_TRY(from, cudaSetDevice(from->device));
+    CUDA_TRY(from, cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    cudaError_t error = cudaEventRecord(event, from_stream);
+    if (error == cudaSuccess)
+        error = cudaSetDevice(waiting->device);
+    if (error == cudaSuccess)
+        error = cudaStreamWaitEvent(stream, event, 0);
+    (void)cudaEventDestroy(event); /* goes when it has happened */
+    CUDA_TRY(waiting, error);
+    return VGG_OK;
+}
+
+/* The first device gathers, adds up and sends back; `gathered` is its scratch, size floats for each of the others. */
+static enum vgg_status average_through_first(struct vgg_context *const *ctx, float *const *grad, const double *weight,
+                                             double total, float *gathered, size_t devices, size_t size)
+{
+    struct vgg_context *first = ctx[0];
+    cudaStream_t stream = vgg_cuda_stream(first->device);
+    struct vgg_cuda_average_list list = {.in = {grad[0]}, .weight = {weight[0]}, .total = total, .count = (int)devices};
+    for (size_t d = 1; d < devices; d++) {
+        float *copy = gathered + (d - 1) * size;
+        CUDA_PASS(wait_for(first, stream, ctx[d], vgg_cuda_stream(ctx[d]->device)));
+        CUDA_TRY(first, cudaMemcpyPeerAsync(copy, first->device, grad[d], ctx[d]->device, size * sizeof(float), stream));
+        list.in[d] = copy;
+        list.weight[d] = weight[d];
+    }
+    CUDA_TRY(first, cudaSetDevice(first->device));
+    CUDA_TRY(first, vgg_cuda_launch_average(grad[0], &list, size, stream));
+    for (size_t d = 1; d < devices; d++) {
+        CUDA_TRY(first, cudaMemcpyPeerAsync(grad[d], ctx[d]->device, grad[0], first->device, size * sizeof(float), stream));
+        CUDA_PASS(wait_for(ctx[d], vgg_cuda_stream(ctx[d]->device), first, stream));
+    }
+    return VGG_OK;
+}
+
+enum vgg_status vgg_cuda_average(struct vgg_context *const *ctx, float *const *grad, const double *weight, size_t devices,
+                                 size_t size)
+{
+    if (devices == 0) /* no context, so no place for a message */
+        return VGG_INVALID_ARGUMENT;
+    struct vgg_context *first = ctx[0];
+    double total = 0;
+    for (size_t d = 0; d < devices; d++) {
+        if (!isfinite(weight[d]) || weight[d] < 0)
+            return vgg_fail(first->error, VGG_INVALID_ARGUMENT,
+                            "average_gradients: weight %zu is %g; expected a number >= 0", d, weight[d]);
+        total += weight[d];
+    }
+    if (!(isfinite(total) && total > 0))
+        return vgg_fail(first->error, VGG_INVALID_ARGUMENT,
+                        "average_gradients: the weights sum to %g; expected a finite sum > 0 because the mean divides by it",
+                        total);
+    if (devices > VGG_CUDA_MAX_DEVICES)
+        return vgg_fail(first->error, VGG_UNSUPPORTED, "average_gradients: %zu devices; expected at most %d", devices,
+                        VGG_CUDA_MAX_DEVICES);
+    void *gathered;
+    size_t bytes;
+    if (!vgg_mul_size(&bytes, (devices - 1) * sizeof(float), size))
+        return vgg_fail(first->error, VGG_INVALID_ARGUMENT, "average_gradients: the size of the gathered gradients overflows");
+    CUDA_PASS(vgg_cuda_allocate(first, &gathered, bytes));
+    enum vgg_status status = average_through_first(ctx, grad, weight, total, gathered, devices, size);
+    vgg_cuda_release(first->device, gathered, bytes);
+    return status;
+}
+
+/* ------------------------------------------------------------------------------------------------ the training input */
+
+enum { IMAGES = 256 }; /* crops that are described on the stack and sent together */
+
+static enum vgg_status augment_some(struct vgg_context *ctx, float *x, const struct vgg_crop *crops,
+                                    const struct vgg_augment *s, void *scratch, size_t pixels_bytes)
+{
+    float offset[IMAGES][4] = {{0}};
+    uint8_t mirror[IMAGES];
+    struct vgg_cuda_rows rows[IMAGES];
+    for (size_t i = 0; i < s->n; i++) {
+        const struct vgg_crop *crop = &crops[i];
+        rows[i] = (struct vgg_cuda_rows){crop->image + (crop->top * crop->width + crop->left) * s->c, s->size, s->size * s->c,
+                                         crop->width * s->c};
+        for (size_t ch = 0; ch < s->c; ch++)
+            offset[i][ch] = crop->shift[ch] - s->mean[ch];
+        mirror[i] = crop->mirror;
+    }
+    unsigned char *pixels = scratch, *tail = pixels + pixels_bytes; /* then offsets, then mirrors */
+    const struct vgg_cuda_rows options[] = {{(const unsigned char *)offset, 1, s->n * sizeof offset[0], 0},
+                                            {mirror, 1, s->n, 0}};
+    CUDA_PASS(vgg_cuda_upload_rows(ctx, pixels, rows, s->n));
+    CUDA_PASS(vgg_cuda_upload_rows(ctx, tail, options, 2));
+    cudaStream_t stream;
+    CUDA_PASS(vgg_cuda_enter(ctx, &stream));
+    CUDA_TRY(ctx, vgg_cuda_launch_augment(x, pixels, (const float *)(const void *)tail, tail + s->n * sizeof offset[0], s,
+                                          stream));
+    return VGG_OK;
+}
+
+enum vgg_status vgg_cuda_augment(struct vgg_context *ctx, float *x, const struct vgg_crop *crops, const struct vgg_augment *s)
+{
+    if (s->c < 1 || s->c > 4)
+        return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "augment: images have %zu channels; expected 1 to 4", s->c);
+    if (s->size == 0)
+        return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "augment: size is 0; expected at least 1");
+    for (size_t i = 0; i < s->n; i++) {
+        const struct vgg_crop *crop = &crops[i];
+        if (crop->height < s->size || crop->top > crop->height - s->size || crop->width < s->size ||
+            crop->left > crop->width - s->size)
+            return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT,
+                            "augment: crop %zu begins at (%zu, %zu); expected its %zu rows and columns to lie inside its image "
+                            "because image %zu is %zu by %zu",
+                            i, crop->top, crop->left, s->size, i, crop->height, crop->width);
+    }
+    size_t image_bytes = s->size * s->size * s->c;
+    for (size_t first = 0; first < s->n; first += IMAGES) {
+        struct vgg_augment some = *s;
+        some.n = vgg_min_size(IMAGES, s->n - first);
+        size_t pixels = vgg_align64(some.n * image_bytes), bytes = pixels + some.n * (4 * sizeof(float) + 1);
+        void *scratch;
+        CUDA_PASS(vgg_cuda_allocate(ctx, &scratch, bytes));
+        enum vgg_status status = augment_some(ctx, x + first * image_bytes, crops + first, &some, scratch, pixels);
+        vgg_cuda_release(ctx->device, scratch, bytes);
+        CUDA_PASS(status);
+    }
+    return VGG_OK;
+}
