@@ -101,6 +101,7 @@ struct vgg_conv2d {
     enum vgg_pool pool; /* forward: fused max pooling; backward: not VGG_POOL_NONE when index is given */
     enum vgg_algorithm algorithm;
     bool transformed; /* forward: w points to what conv2d_transform made of it for the same algorithm, c and k */
+    bool tf32;        /* see linear */
 };
 
 /* Fill *s from the arrays and check them; b, y and index or NULL. backward_input takes the height and width of the
@@ -159,11 +160,16 @@ enum vgg_status vgg_lrn_check(struct vgg_lrn *s, const struct vgg_array *x, cons
  *   dw[o][i] = sum over n of dy[n][o] * x[n][i];   db[o] = sum over n of dy[n][o]
  *
  * In the forward pass w may be bfloat16: each weight is widened, exactly, to the float32 that is multiplied and added.
+ *
+ * tf32, here and in conv2d: the factors of products may be rounded to TF32 (float32 with 10 bits of fraction instead of 23),
+ * sums are float32. It is leave, not order: a backend without such arithmetic, as the CPU's, goes on in float32. It is an
+ * option of the call rather than of the context because results depend on it, as on relu, and not on where or when it runs.
  */
 struct vgg_linear {
     size_t n, in, out;
     bool relu;     /* forward only */
     bool bfloat16; /* forward only: what w is, else float32 */
+    bool tf32;
 };
 enum vgg_status vgg_linear_check(struct vgg_linear *s, const struct vgg_array *x, const struct vgg_array *w,
                                  const struct vgg_array *b, struct vgg_error *error);
@@ -271,6 +277,7 @@ enum vgg_status vgg_unfold_check(struct vgg_unfold *s, const struct vgg_array *x
 struct vgg_memory_stats {
     size_t current_bytes, peak_bytes; /* exactly the bytes asked for, without rounding */
     size_t allocations;               /* successful ones since the start */
+    size_t free_bytes, total_bytes;   /* of the device, whoever uses it; total_bytes 0: unknown */
 };
 
 /* Every function returns VGG_OK or fills ctx->error and returns its status. Functions may be called from several threads.
@@ -278,6 +285,7 @@ struct vgg_memory_stats {
 struct vgg_backend {
     const char *name; /* "cpu", "cuda": the device's name in Python */
     bool host;        /* data pointers may be read and written by the host */
+    int dlpack_type;  /* DLPack's number of this kind of device; 0: it has none, and its memory can't be shared */
     int (*device_count)(void);
 
     /* memory: 64-byte aligned; bytes may be 0 (then *data is NULL); contents undefined. release takes what allocate got. */
@@ -285,9 +293,14 @@ struct vgg_backend {
     void (*release)(int device, void *data, size_t bytes);
     enum vgg_status (*upload)(struct vgg_context *ctx, void *to, const void *from_host, size_t bytes);
     enum vgg_status (*download)(struct vgg_context *ctx, void *to_host, const void *from, size_t bytes); /* waits */
-    enum vgg_status (*copy)(struct vgg_context *ctx, void *to, const void *from, size_t bytes);          /* same device */
+    /* From a device of the same backend, after everything that was queued there; what is queued there later waits for it. */
+    enum vgg_status (*copy)(struct vgg_context *ctx, void *to, const void *from, int from_device, size_t bytes);
     enum vgg_status (*zero)(struct vgg_context *ctx, void *data, size_t bytes);
     enum vgg_status (*synchronize)(struct vgg_context *ctx);
+    /* Streams by DLPack's numbers: of CUDA 1 is the default stream, other numbers are handles. `stream` tells the calling
+     * thread's. `order`: what is queued on `after` from now on waits for what `before` holds now; both are of ctx's device. */
+    intptr_t (*stream)(int device);
+    enum vgg_status (*order)(struct vgg_context *ctx, intptr_t before, intptr_t after);
     void (*memory_stats)(int device, struct vgg_memory_stats *stats);
     void (*reset_peak)(int device); /* peak_bytes becomes current_bytes */
 

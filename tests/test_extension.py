@@ -167,7 +167,7 @@ def test_build_info():
     assert info["isa_available"][0] == "scalar"
     assert info["threads"] == vgg.get_num_threads()
     assert info["kernels"] == [k["name"] for k in _C.kernels() if k["selected"]]
-    assert info["cuda"] == {"built": False, "why_not": vgg.cuda.why_not()}
+    assert info["cuda"] == {"built": vgg.cuda.is_built(), "why_not": vgg.cuda.why_not()}
     for kernel in _C.kernels():
         assert set(kernel) == {"name", "slot", "isa", "mr", "nr", "available", "selected", "uses"}
         assert kernel["available"] == (kernel["isa"] in info["isa_available"])

@@ -224,7 +224,7 @@ def test_the_micro_batch_follows_the_free_memory(monkeypatch):
     need = {n: model.memory_plan(n, training=["conv1_1", "fc8"]).total for n in (2, 4, 8)}
     for free, expected in ((None, 8), (need[8], 8), (need[8] - 1, 4), (need[4], 4), (need[4] - 1, 2), (0, 1)):
         monkeypatch.setattr(
-            memory, "free_memory", lambda free=free: None if free is None else math.ceil(free / 0.8)
+            memory, "free_memory", lambda device, free=free: None if free is None else math.ceil(free / 0.8)
         )
         assert memory.micro_batch(model, 8, {"conv1_1": 1.0, "fc8": 1.0}) == expected
     monkeypatch.undo()

@@ -11,6 +11,7 @@ _Dtype: TypeAlias = Literal["float32", "int64", "uint8", "bfloat16"]
 _Direction: TypeAlias = Literal["forward", "backward_input", "backward_weight"]
 _Algorithm: TypeAlias = Literal["auto", "direct", "winograd2", "winograd4", "winograd6"]
 _Pool: TypeAlias = bool | Literal["floor", "ceil"]
+_Precision: TypeAlias = Literal["float32", "tf32"]
 _Shape: TypeAlias = Sequence[int]
 _ArrayLike: TypeAlias = Any
 
@@ -48,6 +49,8 @@ class Tensor:
     def storage(self) -> Storage: ...
     @property
     def readonly(self) -> bool: ...
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
     def numpy(self) -> npt.NDArray[Any]: ...
     def to(self, device: str | None = None, dtype: _Dtype | None = None) -> Tensor: ...
     def copy_(self, obj: _ArrayLike, /) -> Tensor: ...
@@ -84,6 +87,7 @@ def conv2d(
     relu: bool = False,
     pool: _Pool = False,
     algorithm: _Algorithm = "auto",
+    precision: _Precision = "float32",
     transformed: Tensor | None = None,
     out: Any = None,
     workspace: Tensor | None = None,
@@ -102,6 +106,7 @@ def conv2d_backward_input(
     index: _ArrayLike | None = None,
     input_shape: _Shape | None = None,
     algorithm: _Algorithm = "auto",
+    precision: _Precision = "float32",
     out: Tensor | None = None,
     workspace: Tensor | None = None,
 ) -> Tensor: ...
@@ -113,6 +118,7 @@ def conv2d_backward_weight(
     y: _ArrayLike | None = None,
     index: _ArrayLike | None = None,
     algorithm: _Algorithm = "auto",
+    precision: _Precision = "float32",
     out: tuple[Tensor, Tensor] | None = None,
     accumulate: bool = False,
     workspace: Tensor | None = None,
@@ -127,6 +133,7 @@ def conv2d_workspace(
     *,
     pool: _Pool = False,
     algorithm: _Algorithm = "auto",
+    precision: _Precision = "float32",
     transformed: bool = False,
     device: str = "cpu",
 ) -> int: ...
@@ -164,16 +171,23 @@ def linear(
     b: _ArrayLike | None = None,
     *,
     relu: bool = False,
+    precision: _Precision = "float32",
     out: Tensor | None = None,
     workspace: Tensor | None = None,
 ) -> Tensor: ...
 def linear_backward_input(
-    dy: _ArrayLike, w: _ArrayLike, *, out: Tensor | None = None, workspace: Tensor | None = None
+    dy: _ArrayLike,
+    w: _ArrayLike,
+    *,
+    precision: _Precision = "float32",
+    out: Tensor | None = None,
+    workspace: Tensor | None = None,
 ) -> Tensor: ...
 def linear_backward_weight(
     dy: _ArrayLike,
     x: _ArrayLike,
     *,
+    precision: _Precision = "float32",
     out: tuple[Tensor, Tensor] | None = None,
     accumulate: bool = False,
     workspace: Tensor | None = None,

@@ -6,6 +6,7 @@ cached weights and caches that the operation before left do for a layer, and the
 
 from __future__ import annotations
 
+import itertools
 import platform
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from . import _C, ops
+from . import _C, cuda, ops
 from .configs import Layer
 from .rng import Rng
 from .run import FLOAT_BYTES, Plan, Run, Step, nbytes
@@ -52,9 +53,29 @@ def bandwidth() -> float:
     return 3 * STREAM_BYTES / min(seconds)
 
 
-def machine() -> dict[str, Any]:
-    """What a figure means nothing without; `peak` is the multiply-add rate of the threads that are set, in FLOP/s."""
+def machine(device: str = "cpu", precision: str = "float32") -> dict[str, Any]:
+    """What a figure means nothing without; `peak` is the multiply-add rate in FLOP/s: measured, of the threads that are set, on
+    the CPU; of a GPU the one that its clock and multiprocessors give at that precision.
+
+    Raises
+    ------
+    DeviceError
+        If the device tells no clock rate, as an emulator: its times mean nothing.
+    """
     info = _C.build_info()
+    if not device.startswith("cpu"):
+        found = cuda.properties(device)
+        if not found["clock"]:
+            raise _C.DeviceError(
+                f"bench: {device} ({found['name']}) has no clock, so it is an emulator, whose times mean nothing; "
+                f'expected a GPU or "cpu"'
+            )
+        return found | {
+            "peak": found[precision],
+            "vggnet": info["version"],
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+        }
     threads = _C.get_num_threads()
     return {
         "cpu": cpu_name(),
@@ -125,9 +146,10 @@ def work(plan: Plan, step: Step, direction: Direction) -> Work:
     if layer.kind == "conv":
         w_shape = layer.parameter_shapes[f"{layer.name}.weight"]
         pool: Any = plan.pool_rounding if step.pool else False
-        algorithm = _C.conv2d_algorithm(x_shape, w_shape, direction, pool=pool)
+        cpu = plan.device.startswith("cpu")  # elsewhere the backend's library chooses
+        algorithm = _C.conv2d_algorithm(x_shape, w_shape, direction, pool=pool) if cpu else None
         text = f"{layer.inputs}->{layer.outputs} @ {x_shape[1]}x{x_shape[2]}" + (" pool" if step.pool else "")
-        least = conv2d_flops(x_shape, w_shape, algorithm)
+        least = conv2d_flops(x_shape, w_shape, algorithm or "direct")
         return Work(text, algorithm, conv2d_flops(x_shape, w_shape), least, moved)
     if layer.kind == "linear":
         flops = 2 * x_shape[0] * layer.inputs * layer.outputs
@@ -200,17 +222,33 @@ def traffic(plan: Plan) -> list[Traffic]:
 class _Clock:
     """Times between operations, by (layer, direction), of one pass; a layer that runs in chunks has the sum of them."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[tuple[str, Direction], float] = {}
-        self.begin = self.last = time.perf_counter()
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.marks: list[tuple[tuple[str, Direction] | None, Any]] = []
+        self.mark()
 
     def __call__(self, layer: Layer, direction: Any) -> None:
-        self.mark(layer.name, direction)
+        self.mark((layer.name, direction))
 
-    def mark(self, name: str, direction: Any) -> None:
-        now = time.perf_counter()
-        self.seconds[name, direction] = self.seconds.get((name, direction), 0.0) + now - self.last
-        self.last = now
+    def mark(self, what: tuple[str, Direction] | None = None) -> None:
+        """`what` has just been done; on a GPU, queued: the time is taken by the device when it comes there."""
+        now = time.perf_counter() if self.device.startswith("cpu") else cuda.record(self.device)
+        self.marks.append((what, now))
+
+    def _between(self, begin: Any, end: Any) -> float:
+        return end - begin if self.device.startswith("cpu") else cuda.elapsed(begin, end)
+
+    @property
+    def total(self) -> float:
+        return self._between(self.marks[0][1], self.marks[-1][1])
+
+    @property
+    def seconds(self) -> dict[tuple[str, Direction], float]:
+        seconds: dict[tuple[str, Direction], float] = {}
+        for (_, begin), (what, end) in itertools.pairwise(self.marks):
+            assert what is not None
+            seconds[what] = seconds.get(what, 0.0) + self._between(begin, end)
+        return seconds
 
 
 class _Passes:
@@ -232,11 +270,11 @@ class _Passes:
 
     def run(self) -> _Clock:
         """One forward pass or one training step."""
-        model, clock = self.model, _Clock()
+        model, clock = self.model, _Clock(self.model.device)
         run = Run(model, self.plan, self.x, self.rng, clock)
         if self.training:
             _, dlogits = ops.cross_entropy(run.logits, self.labels)
-            clock.mark("loss", "forward")
+            clock.mark(("loss", "forward"))
             run.backward({"fc8": dlogits}, grads=self.grads)
             parameters, names = model.parameters, list(self.grads)
             ops.sgd_(
@@ -245,7 +283,7 @@ class _Passes:
                 list(self.velocity.values()),
                 lr=1e-6,
             )
-            clock.mark("sgd", "update")
+            clock.mark(("sgd", "update"))
         return clock
 
 
@@ -254,8 +292,9 @@ def _rows(passes: _Passes, clocks: Sequence[_Clock], about: dict[str, Any]) -> I
     plan = passes.plan
     steps = {step.layer.name: step for step in plan.steps}
     parameters = passes.model.num_parameters * FLOAT_BYTES
-    for name, direction in clocks[0].seconds:
-        seconds = min(clock.seconds[name, direction] for clock in clocks)
+    times = [clock.seconds for clock in clocks]
+    for name, direction in times[0]:
+        seconds = min(time[name, direction] for time in times)
         if name in steps:
             cost = work(plan, steps[name], direction)
         else:
@@ -291,22 +330,23 @@ def profile(model: VGG, batch: int, *, training: bool = False, seconds: float = 
     -------
     dict
         "machine"; "rows", one an operation, in order, with the least time of all passes; "total", of the fastest pass; and
-        for training "traffic", bytes by purpose. `peak_fraction` is of the machine's multiply-add rate, counting the direct
-        sum's arithmetic whatever the algorithm; `floor_fraction` counts what the algorithm itself multiplies.
+        for training on the CPU "traffic", bytes by purpose. `peak_fraction` is of the machine's multiply-add rate, counting
+        the direct sum's arithmetic whatever the algorithm; `floor_fraction` counts what the algorithm itself multiplies.
 
     Notes
     -----
     Rows need not add up to the total: each is the least of its own.
     """
+    about = machine(model.device, model.precision)  # which refuses an emulator
     passes = _Passes(model, batch, training)
-    about = machine()
-    passes.run()
+    _ = passes.run().total  # which waits
     clocks: list[_Clock] = []
     start = time.perf_counter()
     while len(clocks) < 3 or time.perf_counter() - start < seconds:
         clocks.append(passes.run())
+        _ = clocks[-1].total
     rows = list(_rows(passes, clocks, about))
-    best = min(clock.last - clock.begin for clock in clocks)
+    best = min(clock.total for clock in clocks)
     sums = {key: sum(row[key] for row in rows) for key in ("flops", "least_flops", "least_bytes")}
     total = Work("", None, **sums)
     result: dict[str, Any] = {
@@ -315,6 +355,6 @@ def profile(model: VGG, batch: int, *, training: bool = False, seconds: float = 
         "rows": rows,
         "total": asdict(total) | _rates(total, best, about) | {"images_per_s": batch / best},
     }
-    if training:
+    if training and model.device.startswith("cpu"):
         result["traffic"] = [asdict(item) for item in traffic(passes.plan)]
     return result

@@ -19,8 +19,20 @@ from typing import Any
 from . import _C
 from ._C import DeviceError
 
+RUNTIME = "libcudart.so.13"
 # Each finds those it needs among the ones opened before it.
-LIBRARIES = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcudnn.so.9")
+LIBRARIES = ("libcublasLt.so.13", "libcublas.so.13", "libcudnn.so.9")
+# Multiply-adds of a multiprocessor in a clock, by compute capability: float32, and TF32 in tensor cores without sparsity. Of
+# NVIDIA's tuning guides and white papers; a later capability than those here counts as the last one before it.
+RATES = {
+    (7, 5): (64, 64),
+    (8, 0): (64, 512),
+    (8, 6): (128, 128),
+    (8, 9): (128, 128),
+    (9, 0): (128, 1024),
+    (10, 0): (128, 2048),
+    (12, 0): (128, 128),
+}
 PIP = "pip install 'vggnet[cuda13]'"
 
 _lock = threading.Lock()
@@ -30,6 +42,9 @@ _why_not: str | None = None  # what went wrong the first time; it is not tried a
 
 def why_not() -> str | None:
     """The one reason why no CUDA device can be used, or None when one can.
+
+    Built without CUDA, no driver, a driver that is too old, no visible device, or a library that is missing, with the line
+    that installs it. It is looked for once.
 
     Examples
     --------
@@ -63,6 +78,12 @@ def device_count() -> int:
 def memory_stats(device: str = "cuda") -> dict[str, int]:
     """Bytes in use and at the peak on a CUDA device, and how many allocations there were.
 
+    Returns
+    -------
+    dict
+        "current" and "peak": bytes of this process's tensors and workspaces; "allocations" since the start; "free" and
+        "total": bytes of the device, whoever uses them, with what the memory pool holds for the next tensors as free.
+
     Raises
     ------
     DeviceError
@@ -71,14 +92,53 @@ def memory_stats(device: str = "cuda") -> dict[str, int]:
     return _C.memory_stats(device)
 
 
+def properties(device: str = "cuda") -> dict[str, Any]:
+    """What a CUDA device is.
+
+    Returns
+    -------
+    dict
+        "name", "capability" (major, minor), "multiprocessors", "clock" in Hz, "bandwidth" of its memory in bytes a second,
+        "memory" in bytes; "driver" and "runtime", CUDA's versions as 1000 major + 10 minor; and "float32" and "tf32", the
+        peaks in FLOP/s that follow from these. An emulator has a clock, and so peaks, of 0.
+
+    Raises
+    ------
+    DeviceError
+        If there is no CUDA device.
+    """
+    require()
+    found: dict[str, Any] = _backend.properties(_index(device))
+    known = max((cc for cc in RATES if cc <= found["capability"]), default=min(RATES))
+    rates = [2.0 * rate * found["multiprocessors"] * found["clock"] for rate in RATES[known]]
+    return found | {"float32": rates[0], "tf32": rates[1]}
+
+
+def record(device: str = "cuda") -> Any:
+    """A point in this thread's stream of a device, for `elapsed`."""
+    require()
+    return _backend.record(_index(device))
+
+
+def elapsed(begin: Any, end: Any) -> float:
+    """Seconds that the device took from one point to another; waits for the later one."""
+    return float(_backend.elapsed(begin, end))
+
+
+def _index(device: str) -> int:
+    return int(device.partition(":")[2] or 0)
+
+
 @contextlib.contextmanager
 def stream(stream: Any, device: str = "cuda") -> Iterator[None]:
     """Within the block, this thread's operations on a device are queued on a stream.
 
+    It waits for what the thread had queued before, and what the thread queues after the block waits for it.
+
     Parameters
     ----------
     stream : int, or an object with ``cuda_stream`` (torch's) or ``ptr`` (CuPy's)
-        A cudaStream_t: a blocking one, or the memory pool's order would not hold; 0 is the default stream.
+        A cudaStream_t of that device; 0 is the default stream. It must outlive the block.
     device : str
 
     Raises
@@ -88,8 +148,11 @@ def stream(stream: Any, device: str = "cuda") -> Iterator[None]:
     """
     require()
     handle = int(getattr(stream, "cuda_stream", getattr(stream, "ptr", stream)))
-    index = int(device.partition(":")[2] or 0)
-    before = _backend.set_stream(index, handle)
+    index = _index(device)
+    try:
+        before = _backend.set_stream(index, handle)
+    except RuntimeError as error:
+        raise DeviceError(str(error)) from None
     try:
         yield
     finally:
@@ -114,16 +177,21 @@ def _open() -> str | None:
     global _backend
     if not is_built():
         return "built without CUDA"
+    if isinstance(failure := _library(RUNTIME), Exception):
+        return f"{RUNTIME} can't be opened ({failure}): {PIP}"
+    try:
+        backend = importlib.import_module("vggnet._cuda")
+    except ImportError as error:
+        return f"vggnet._cuda can't be loaded ({error})"
+    reason = backend.find_devices()  # before the large libraries, which nobody needs without a device
+    if reason is not None:
+        return str(reason)
     paths = {}
     for library in LIBRARIES:
         found = _library(library)
         if isinstance(found, Exception):
             return f"{library} can't be opened ({found}): {PIP}"
         paths[library] = found
-    try:
-        backend = importlib.import_module("vggnet._cuda")
-    except ImportError as error:
-        return f"vggnet._cuda can't be loaded ({error})"
     reason = backend.open(paths["libcublas.so.13"], paths["libcudnn.so.9"])
     if reason is None:
         _C.register_backend(backend.backend_capsule())

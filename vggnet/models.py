@@ -24,7 +24,7 @@ from .configs import (
 )
 from .init import INITS, initialise
 from .rng import Rng
-from .run import FLOAT_BYTES, MemoryPlan, Plan, Run, as_input, nbytes
+from .run import FLOAT_BYTES, MemoryPlan, Plan, Precision, Run, as_input, nbytes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -35,6 +35,7 @@ ILSVRC_MEAN = (123.68, 116.779, 103.939)  # RGB, 0..255 scale: of the authors' r
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, which turns an RGB mean into that of gray images
 FORMAT = "vggnet-1"
 WEIGHT_DTYPES = ("float32", "bfloat16")
+PRECISIONS: tuple[Precision, ...] = ("float32", "tf32")
 BOX_NUMBERS = 4  # centre x and y, width, height
 HEADS = ("classes", "SCR", "PCR")
 DENSE_MEMORY = 1 << 30  # bytes of maps in one band of a dense pass, unless told otherwise
@@ -67,7 +68,9 @@ class VGG:
         Names of the classes.
     pool_rounding : "floor" | "ceil"
         How odd heights and widths are halved; "ceil" is Caffe's. Only maps of images that are no multiple of 32 differ.
-    precision : "float32"
+    precision : "float32" | "tf32"
+        "tf32" allows a GPU's tensor cores, which round the factors of products to 10 bits of fraction, in convolutions and
+        linear layers: see docs/cuda.md. Weights, maps and sums stay float32, and the CPU computes as ever.
     device : str
     weight_dtype : "float32" | "bfloat16"
         What the weights of fc6, fc7 and fc8, nine tenths of all, are stored as; "bfloat16" is for inference, see `load`.
@@ -110,7 +113,7 @@ class VGG:
         mean: Sequence[float] = ILSVRC_MEAN,
         classes: Sequence[str] | None = None,
         pool_rounding: str = "floor",
-        precision: str = "float32",
+        precision: Precision = "float32",
         device: str = "cpu",
         weight_dtype: str = "float32",
         scale: int | Sequence[int] | None = None,
@@ -122,7 +125,7 @@ class VGG:
         _check_choice("config", config, CONFIGS)
         _check_choice("pool_rounding", pool_rounding, ("floor", "ceil"))
         _check_choice("in_channels", in_channels, (1, 3))
-        _check_choice("precision", precision, ("float32",))
+        _check_choice("precision", precision, PRECISIONS)
         _check_choice("weight_dtype", weight_dtype, WEIGHT_DTYPES)
         _check_choice("head", head, HEADS)
         if init is not None:
@@ -259,6 +262,7 @@ class VGG:
             keep=keep,
             device=self.device,
             weight_dtype=self.weight_dtype,
+            precision=self.precision,
         )
 
     def transformed_weights(self, layer: Layer, x_shape: Sequence[int]) -> _C.Tensor:
@@ -332,7 +336,39 @@ class VGG:
             rng = rng if rng is not None else Rng(self.seed, np.arange(x.shape[0]))
             if len(rng.rows) != x.shape[0]:
                 raise ValueError(f"rng has {len(rng.rows)} rows; expected {x.shape[0]}, one an image")
-        return Run(self, plan, x, rng)
+        try:
+            return Run(self, plan, x, rng)
+        except MemoryError as error:
+            raise self.too_large(error, x.shape, layers, training=training, keep=keep) from None
+
+    def too_large(
+        self,
+        error: MemoryError,
+        shape: Sequence[int],
+        layers: Sequence[str] | None,
+        *,
+        training: bool,
+        keep: bool,
+    ) -> MemoryError:
+        """The error of a pass that found no memory, with the largest batch for which there would be enough."""
+        from .memory import free_memory
+
+        def maps(batch: int) -> int:
+            plan = self._plan((batch, *shape[1:]), layers, training=training, keep=keep)
+            backward = plan.backward_arena(plan.steps, plan.learning(True)).size if training else 0
+            return plan.forward.size + plan.output_bytes() + backward
+
+        error.with_traceback(None)  # whose frames hold what the pass had taken
+        free, batch = free_memory(self.device) or 0, shape[0]
+        try:
+            wanted = needed = maps(batch)
+            while batch > 1 and needed > free:
+                batch = max(1, min(batch - 1, batch * free // needed))
+                needed = maps(batch)
+        except (MemoryError, NotImplementedError, _C.DeviceError):  # the device can't even say
+            return error
+        most = f"the largest batch that fits has {batch}" if needed <= free else "not even one fits"
+        return MemoryError(f"{error}; a pass of {shape[0]} images takes {wanted} bytes, and {most}")
 
     def forward(self, x: Any) -> _C.Tensor:
         """Outputs of fc8, class scores before soft-max, (N, outputs), of preprocessed images (N, input_size, input_size, C)."""
@@ -562,7 +598,8 @@ class VGG:
                             self.parameters[f"{step.name}.weight"],
                             self.parameters[f"{step.name}.bias"],
                         )
-                        x = ops.linear(x, weight, bias, relu=step.name.replace("fc", "relu") in relus)
+                        relu = step.name.replace("fc", "relu") in relus
+                        x = ops.linear(x, weight, bias, relu=relu, precision=self.precision)
                     elif step.kind == "softmax":
                         x = ops.softmax(x)
                 to = _rows(result, image, first, last, images)
@@ -687,6 +724,7 @@ def load(
     weight_dtype: str = "float32",
     config: str | None = None,
     num_classes: int | None = None,
+    precision: Precision | None = None,
 ) -> VGG:
     """Read a model: a file that `VGG.save` or training wrote, or weights of another program.
 
@@ -705,6 +743,8 @@ def load(
     num_classes : int, optional
         For fine-tuning: with another number than the file's, fc8 is drawn anew (as by init="paper", zero biases) and class
         names are dropped; all other weights are the file's. The logger "vggnet" tells.
+    precision : "float32" | "tf32", optional
+        As in `VGG`; the file's unless it is given.
 
     Raises
     ------
@@ -746,6 +786,8 @@ def load(
             num_classes,
         )
         arguments |= {"num_classes": num_classes, "classes": None}
+    if precision is not None:
+        arguments["precision"] = precision
     try:
         model = VGG(**arguments, init=None, device=device, weight_dtype=weight_dtype)
     except (TypeError, ValueError) as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,6 +22,7 @@ FLOAT_BYTES = 4
 ALIGNMENT = 64  # of every slot in an arena, bytes
 
 Shape = tuple[int, ...]
+Precision = Literal["float32", "tf32"]
 Watch = Callable[[Layer, str], None]  # called after each operation with its layer and direction
 
 
@@ -105,7 +106,8 @@ class Plan:
     pool_rounding : "floor" | "ceil"
     dropout : whether dropout is applied (training with p > 0)
     keep : keep the maps that backward needs; False is for inference: two buffers take turns
-    device, weight_dtype : where it will run, and with which weights of fc6, fc7 and fc8; workspaces depend on both
+    device, weight_dtype, precision : where it will run, with which weights of fc6, fc7 and fc8, and how exactly; workspaces
+        depend on all three
     """
 
     def __init__(
@@ -119,12 +121,14 @@ class Plan:
         keep: bool,
         device: str,
         weight_dtype: str = "float32",
+        precision: Precision = "float32",
     ) -> None:
         self.keep = keep
         self.taps = tuple(taps)
         self.pool_rounding = pool_rounding
         self.device = device
         self.weight_dtype = weight_dtype
+        self.precision = precision
         self.shapes: dict[str, Shape] = {"data": shape}
         self.alias: dict[str, str] = {}  # a layer that changes nothing -> the map that stands for it
         self.steps = tuple(self._steps(layers, dropout))
@@ -220,6 +224,7 @@ class Plan:
                 layer.parameter_shapes[f"{layer.name}.weight"],
                 direction,  # type: ignore[arg-type]
                 pool=self.pool_rounding if step.pool else False,  # type: ignore[arg-type]
+                precision=self.precision,
                 transformed=step.result in self.transformed,
                 device=self.device,
             )
@@ -381,6 +386,7 @@ class Run:
                 b,
                 relu=step.relu,
                 pool=self._plan.pool_rounding if step.pool else False,  # type: ignore[arg-type]
+                precision=self._plan.precision,
                 transformed=self._model.transformed_weights(layer, x.shape)
                 if step.result in self._plan.transformed
                 else None,
@@ -389,7 +395,8 @@ class Run:
             )
         elif layer.kind == "linear":
             w, b = self._weights(layer)
-            ops.linear(flat(x), w, b, relu=step.relu, out=y, workspace=scratch)
+            precision = self._plan.precision
+            ops.linear(flat(x), w, b, relu=step.relu, precision=precision, out=y, workspace=scratch)
         elif layer.kind == "pool":
             ops.max_pool2d(x, ceil_mode=ceil_mode, out=(y, slots[f"{step.result}.index"]))
         elif layer.kind == "relu":
@@ -433,9 +440,10 @@ class Run:
         self._check_weights()
         w, b = self._weights(step.layer)
         x, relu = self._maps[step.source], name != step.layer.name
+        precision = self._plan.precision
         if step.layer.kind == "linear":
-            return ops.linear(flat(x), w, b, relu=relu)
-        return ops.conv2d(x, w, b, relu=relu)  # type: ignore[no-any-return]
+            return ops.linear(flat(x), w, b, relu=relu, precision=precision)
+        return ops.conv2d(x, w, b, relu=relu, precision=precision)  # type: ignore[no-any-return]
 
     def _check_weights(self) -> None:
         if self._weight_versions() != self._versions:
@@ -509,7 +517,11 @@ class Run:
         missing = [name for name in shapes if name not in grads]
         if missing:
             raise ValueError(f"backward: grads has no {missing[0]!r}; expected every parameter's name")
-        backward = _Backward(self, given, steps, learning, grads, accumulate, ready)
+        try:
+            backward = _Backward(self, given, steps, learning, grads, accumulate, ready)
+        except MemoryError as error:
+            x = plan.shapes["data"]
+            raise self._model.too_large(error, x, plan.taps, training=True, keep=True) from None
         dx = backward.walk(input)
         return {name: backward.done[name] for name in self._model.parameters if name in backward.done}, dx
 
@@ -652,6 +664,7 @@ class _Backward:
                 layer.window,
                 y=y,
                 index=index,
+                precision=self.plan.precision,
                 out=self.out(layer),
                 accumulate=self.accumulate,
                 workspace=self.workspace,
@@ -660,7 +673,14 @@ class _Backward:
         if dx is not None:
             w, _ = self.run._weights(layer)
             ops.conv2d_backward_input(
-                d, w, y=y, index=index, input_shape=x.shape, out=dx, workspace=self.workspace
+                d,
+                w,
+                y=y,
+                index=index,
+                input_shape=x.shape,
+                precision=self.plan.precision,
+                out=dx,
+                workspace=self.workspace,
             )
             self.run._watch(layer, "backward_input")
 
@@ -670,12 +690,19 @@ class _Backward:
             d = ops.relu_backward(d, y, out=d if owned else None)
         if step in self.learning:
             ops.linear_backward_weight(
-                d, flat(x), out=self.out(layer), accumulate=self.accumulate, workspace=self.workspace
+                d,
+                flat(x),
+                precision=self.plan.precision,
+                out=self.out(layer),
+                accumulate=self.accumulate,
+                workspace=self.workspace,
             )
             self.finish(layer)
         if dx is not None:
             w, _ = self.run._weights(layer)
-            ops.linear_backward_input(d, w, out=flat(dx), workspace=self.workspace)
+            ops.linear_backward_input(
+                d, w, precision=self.plan.precision, out=flat(dx), workspace=self.workspace
+            )
             self.run._watch(layer, "backward_input")
 
     def out(self, layer: Layer) -> tuple[_C.Tensor, _C.Tensor]:

@@ -5,6 +5,7 @@
 const struct vgg_backend vgg_cuda_backend = {
     .name = "cuda",
     .host = false,
+    .dlpack_type = 2,
     .device_count = vgg_cuda_count,
     .allocate = vgg_cuda_allocate,
     .release = vgg_cuda_release,
@@ -13,6 +14,8 @@ const struct vgg_backend vgg_cuda_backend = {
     .copy = vgg_cuda_copy,
     .zero = vgg_cuda_zero,
     .synchronize = vgg_cuda_synchronize,
+    .stream = vgg_cuda_dlpack_stream,
+    .order = vgg_cuda_order,
     .memory_stats = vgg_cuda_memory_stats,
     .reset_peak = vgg_cuda_reset_peak,
     .conv2d_workspace = vgg_cuda_conv2d_workspace,

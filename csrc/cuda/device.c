@@ -1,7 +1,9 @@
 /* device.c: devices, streams, memory and the ways between host and device. Contract: vgg.h.
  *
- * Memory is the runtime's stream-ordered pool, taken and given back on the legacy default stream: that one is ordered with
- * every blocking stream of the device, so nothing has to be remembered about who used what. Counters are our own and exact.
+ * Memory is the runtime's stream-ordered pool, taken and given back on the legacy default stream, so that nothing has to be
+ * remembered about who used what. A thread whose stream is another one waits for the default stream after it has taken
+ * memory, and the default stream for it before memory goes back. The pool keeps what comes back for the next tensors, also
+ * when the device is waited for. Counters are our own and exact.
  *
  * An upload copies into a ring of pinned memory and returns; the device fetches it when its turn comes. The host waits only
  * when the ring is full of bytes that are still on their way. */
@@ -9,6 +11,7 @@
 
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { SLOTS = 8, SLOT_BYTES = 8 << 20 }; /* the pinned ring of a device: 64 MiB, a batch of 256 crops of 224 x 224 fits */
@@ -16,6 +19,7 @@ enum { SLOTS = 8, SLOT_BYTES = 8 << 20 }; /* the pinned ring of a device: 64 MiB
 static struct device {
     pthread_mutex_t lock; /* of everything below; never held while the device is waited for, but by upload_rows */
     size_t current, peak, allocations;
+    cudaMemPool_t pool;  /* NULL before the first allocation */
     unsigned char *ring; /* pinned, SLOTS * SLOT_BYTES; made at the first upload */
     cudaEvent_t fetched[SLOTS];
     int slot;
@@ -55,23 +59,35 @@ enum vgg_status vgg_cudnn_fail(struct vgg_context *ctx, cudnnStatus_t status, co
 
 /* ------------------------------------------------------------------------------------------------ devices and streams */
 
+const char *vgg_cuda_find_devices(int *count, char *reason, size_t size)
+{
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    int driver = 0, runtime = 0;
+    cudaError_t error = cudaGetDeviceCount(count);
+    if (error == cudaSuccess && *count > 0)
+        return NULL;
+    (void)cudaGetLastError();
+    (void)cudaDriverGetVersion(&driver); /* 0: there is none */
+    (void)cudaRuntimeGetVersion(&runtime);
+    if (error == cudaSuccess || error == cudaErrorNoDevice)
+        (void)snprintf(reason, size, visible ? "no GPU is visible: CUDA_VISIBLE_DEVICES is \"%s\"" : "no GPU is visible",
+                       visible);
+    else if (error == cudaErrorInsufficientDriver && driver == 0)
+        (void)snprintf(reason, size, "there is no NVIDIA driver");
+    else if (error == cudaErrorInsufficientDriver)
+        (void)snprintf(reason, size, "the NVIDIA driver is too old: it knows CUDA %d.%d, and %d.%d is needed", driver / 1000,
+                       driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+    else
+        (void)snprintf(reason, size, "the driver fails: %s (%s)", cudaGetErrorString(error), cudaGetErrorName(error));
+    return reason;
+}
+
 const char *vgg_cuda_open(const char *cublas, const char *cudnn, char *reason, size_t size)
 {
     int count = 0;
-    cudaError_t error = cudaGetDeviceCount(&count);
-    if (error != cudaSuccess) {
-        (void)cudaGetLastError();
-        const char *advice = error == cudaErrorInsufficientDriver ? "the driver is missing or too old for CUDA 13"
-                             : error == cudaErrorNoDevice         ? "no GPU is visible (see CUDA_VISIBLE_DEVICES)"
-                                                                  : cudaGetErrorString(error);
-        (void)snprintf(reason, size, "%s (%s)", advice, cudaGetErrorName(error));
-        return reason;
-    }
-    if (count == 0) {
-        (void)snprintf(reason, size, "no GPU is visible (see CUDA_VISIBLE_DEVICES)");
-        return reason;
-    }
-    const char *failure = vgg_cuda_open_libraries(cublas, cudnn, reason, size);
+    const char *failure = vgg_cuda_find_devices(&count, reason, size);
+    if (!failure)
+        failure = vgg_cuda_open_libraries(cublas, cudnn, reason, size);
     if (failure)
         return failure;
     count = count < VGG_CUDA_MAX_DEVICES ? count : VGG_CUDA_MAX_DEVICES;
@@ -98,6 +114,33 @@ void vgg_cuda_set_stream(int device, cudaStream_t stream)
     streams[device] = stream;
 }
 
+enum vgg_status vgg_cuda_wait(struct vgg_context *ctx, int device, cudaStream_t stream, int awaited_device,
+                              cudaStream_t awaited)
+{
+    cudaEvent_t event;
+    CUDA_TRY(ctx, cudaSetDevice(awaited_device));
+    CUDA_TRY(ctx, cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    cudaError_t error = cudaEventRecord(event, awaited);
+    if (error == cudaSuccess)
+        error = cudaSetDevice(device);
+    if (error == cudaSuccess)
+        error = cudaStreamWaitEvent(stream, event, 0);
+    (void)cudaEventDestroy(event); /* goes when it has happened */
+    CUDA_TRY(ctx, error);
+    return VGG_OK;
+}
+
+intptr_t vgg_cuda_dlpack_stream(int device)
+{
+    return streams[device] ? (intptr_t)streams[device] : (intptr_t)cudaStreamLegacy;
+}
+
+enum vgg_status vgg_cuda_order(struct vgg_context *ctx, intptr_t before, intptr_t after)
+{
+    /* The legacy and the per-thread default streams have DLPack's numbers, 1 and 2, as handles. */
+    return before == after ? VGG_OK : vgg_cuda_wait(ctx, ctx->device, (cudaStream_t)after, ctx->device, (cudaStream_t)before);
+}
+
 enum vgg_status vgg_cuda_enter(struct vgg_context *ctx, cudaStream_t *stream)
 {
     *stream = streams[ctx->device];
@@ -112,18 +155,18 @@ void vgg_cuda_unlock(struct vgg_context *ctx)
     pthread_mutex_unlock(&devices[ctx->device].library_lock);
 }
 
-enum vgg_status vgg_cuda_lock_cublas(struct vgg_context *ctx, cublasHandle_t *handle, cudaStream_t stream)
+enum vgg_status vgg_cuda_lock_cublas(struct vgg_context *ctx, cublasHandle_t *handle, cudaStream_t stream, bool tf32)
 {
     struct device *d = &devices[ctx->device];
     pthread_mutex_lock(&d->library_lock);
     cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
     if (!d->cublas) {
         status = vgg_cublas.cublasCreate_v2(&d->cublas);
-        if (status == CUBLAS_STATUS_SUCCESS)
-            status = vgg_cublas.cublasSetMathMode(d->cublas, CUBLAS_PEDANTIC_MATH); /* float32, no TF32 */
-        else
+        if (status != CUBLAS_STATUS_SUCCESS)
             d->cublas = NULL;
     }
+    if (status == CUBLAS_STATUS_SUCCESS) /* pedantic: float32 and nothing less */
+        status = vgg_cublas.cublasSetMathMode(d->cublas, tf32 ? CUBLAS_TF32_TENSOR_OP_MATH : CUBLAS_PEDANTIC_MATH);
     if (status == CUBLAS_STATUS_SUCCESS)
         status = vgg_cublas.cublasSetStream_v2(d->cublas, stream);
     *handle = d->cublas;
@@ -175,6 +218,32 @@ enum vgg_status vgg_cuda_parts_fit(struct vgg_context *ctx, const char *op, cons
 
 /* ------------------------------------------------------------------------------------------------ memory */
 
+cudaError_t vgg_cuda_free_memory(int device, size_t *free_bytes, size_t *total)
+{
+    *free_bytes = *total = 0;
+    if (devices[device].pool)
+        (void)cudaMemPoolTrimTo(devices[device].pool, 0);
+    return cudaMemGetInfo(free_bytes, total);
+}
+
+/* Tells the device's pool, once, to keep its memory. */
+static cudaError_t prepare_pool(struct device *d, int device)
+{
+    uint64_t everything = UINT64_MAX;
+    cudaMemPool_t pool = NULL;
+    cudaError_t error = cudaSuccess;
+    pthread_mutex_lock(&d->lock);
+    if (!d->pool) {
+        error = cudaDeviceGetDefaultMemPool(&pool, device);
+        if (error == cudaSuccess)
+            error = cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &everything);
+        if (error == cudaSuccess)
+            d->pool = pool;
+    }
+    pthread_mutex_unlock(&d->lock);
+    return error;
+}
+
 enum vgg_status vgg_cuda_allocate(struct vgg_context *ctx, void **data, size_t bytes)
 {
     *data = NULL;
@@ -182,6 +251,7 @@ enum vgg_status vgg_cuda_allocate(struct vgg_context *ctx, void **data, size_t b
         return VGG_OK;
     struct device *d = &devices[ctx->device];
     CUDA_TRY(ctx, cudaSetDevice(ctx->device));
+    CUDA_TRY(ctx, prepare_pool(d, ctx->device));
     cudaError_t error = cudaMallocAsync(data, bytes, NULL);
     if (error == cudaErrorMemoryAllocation) { /* what was given back may still be on its way */
         (void)cudaGetLastError();
@@ -191,12 +261,21 @@ enum vgg_status vgg_cuda_allocate(struct vgg_context *ctx, void **data, size_t b
     if (error == cudaErrorMemoryAllocation) {
         size_t free_bytes = 0, total = 0;
         (void)cudaGetLastError();
-        (void)cudaMemGetInfo(&free_bytes, &total);
+        (void)vgg_cuda_free_memory(ctx->device, &free_bytes, &total);
+        (void)cudaGetLastError();
         *data = NULL;
         return vgg_fail(ctx->error, VGG_OUT_OF_MEMORY, "cannot allocate %zu bytes on device cuda:%d: %zu of its %zu are free",
                         bytes, ctx->device, free_bytes, total);
     }
     CUDA_TRY(ctx, error);
+    if (streams[ctx->device]) {
+        enum vgg_status status = vgg_cuda_wait(ctx, ctx->device, streams[ctx->device], ctx->device, NULL);
+        if (status != VGG_OK) {
+            (void)cudaFreeAsync(*data, NULL);
+            *data = NULL;
+            return status;
+        }
+    }
     pthread_mutex_lock(&d->lock);
     d->current += bytes;
     d->peak = vgg_max_size(d->peak, d->current);
@@ -212,6 +291,10 @@ void vgg_cuda_release(int device, void *data, size_t bytes)
     struct device *d = &devices[device];
     int previous;
     if (cudaGetDevice(&previous) == cudaSuccess && cudaSetDevice(device) == cudaSuccess) {
+        struct vgg_error error;
+        struct vgg_context ctx = {.device = device, .error = &error};
+        if (streams[device])
+            (void)vgg_cuda_wait(&ctx, device, NULL, device, streams[device]);
         (void)cudaFreeAsync(data, NULL);
         (void)cudaSetDevice(previous);
     }
@@ -224,8 +307,12 @@ void vgg_cuda_release(int device, void *data, size_t bytes)
 void vgg_cuda_memory_stats(int device, struct vgg_memory_stats *stats)
 {
     struct device *d = &devices[device];
+    size_t free_bytes = 0, total = 0;
+    if (cudaSetDevice(device) == cudaSuccess)
+        (void)vgg_cuda_free_memory(device, &free_bytes, &total);
+    (void)cudaGetLastError();
     pthread_mutex_lock(&d->lock);
-    *stats = (struct vgg_memory_stats){d->current, d->peak, d->allocations};
+    *stats = (struct vgg_memory_stats){d->current, d->peak, d->allocations, free_bytes, total};
     pthread_mutex_unlock(&d->lock);
 }
 
@@ -311,12 +398,18 @@ enum vgg_status vgg_cuda_download(struct vgg_context *ctx, void *to_host, const 
     return VGG_OK;
 }
 
-enum vgg_status vgg_cuda_copy(struct vgg_context *ctx, void *to, const void *from, size_t bytes)
+enum vgg_status vgg_cuda_copy(struct vgg_context *ctx, void *to, const void *from, int from_device, size_t bytes)
 {
     cudaStream_t stream;
     CUDA_PASS(vgg_cuda_enter(ctx, &stream));
-    CUDA_TRY(ctx, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream));
-    return VGG_OK;
+    if (from_device == ctx->device) {
+        CUDA_TRY(ctx, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream));
+        return VGG_OK;
+    }
+    /* By way of the host where the two can't reach each other; the runtime sees to that. */
+    CUDA_PASS(vgg_cuda_wait(ctx, ctx->device, stream, from_device, streams[from_device]));
+    CUDA_TRY(ctx, cudaMemcpyPeerAsync(to, ctx->device, from, from_device, bytes, stream));
+    return vgg_cuda_wait(ctx, from_device, streams[from_device], ctx->device, stream);
 }
 
 enum vgg_status vgg_cuda_zero(struct vgg_context *ctx, void *data, size_t bytes)

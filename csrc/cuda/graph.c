@@ -1,8 +1,8 @@
 /* graph.c: cuDNN's graph API: one convolution, forward with bias and ReLU fused, or one of its gradients, as an execution plan.
  *
  * Engines are taken in the order of cuDNN's heuristics; left out are those that note other results from run to run
- * (atomics) and those that round inputs to fewer bits than float32 has. Plans are kept, the most recent ones: dense
- * evaluation meets many image sizes. */
+ * (atomics) and those that round inputs to fewer bits than float32 has, but for TF32 where the caller allows it. Plans are
+ * kept, the most recent ones: dense evaluation meets many image sizes. */
 #include "host.h"
 
 #include <pthread.h>
@@ -213,8 +213,8 @@ static cudnnBackendDescriptor_t operation_graph(struct builder *b, const struct 
 
 /* ------------------------------------------------------------------------------------------------ choosing an engine */
 
-/* Whether an engine gives float32 results, the same every time. */
-static bool acceptable(cudnnBackendDescriptor_t config)
+/* Whether an engine gives float32 results (or, where allowed, those of TF32 tensor cores), the same every time. */
+static bool acceptable(cudnnBackendDescriptor_t config, bool tf32)
 {
     cudnnBackendNumericalNote_t notes[CUDNN_NUMERICAL_NOTE_TYPE_COUNT];
     cudnnBackendDescriptor_t engine = NULL;
@@ -226,7 +226,7 @@ static bool acceptable(cudnnBackendDescriptor_t config)
                 vgg_cudnn.cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE,
                                                    CUDNN_NUMERICAL_NOTE_TYPE_COUNT, &note_count, notes) == CUDNN_STATUS_SUCCESS;
     for (int64_t i = 0; good && i < note_count; i++)
-        good = notes[i] != CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC && notes[i] != CUDNN_NUMERICAL_NOTE_TENSOR_CORE &&
+        good = notes[i] != CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC && (tf32 || notes[i] != CUDNN_NUMERICAL_NOTE_TENSOR_CORE) &&
                notes[i] != CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS &&
                notes[i] != CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION;
     (void)vgg_cudnn.cudnnBackendDestroyDescriptor(engine);
@@ -250,11 +250,13 @@ static cudnnStatus_t try_heuristic(struct plan *p, cudnnBackendDescriptor_t grap
            note(&b, vgg_cudnn.cudnnBackendCreateDescriptor(CUDNN_BACKEND_ENGINECFG_DESCRIPTOR, &configs[made]), "a config"))
         made++;
     if (b.status == CUDNN_STATUS_SUCCESS)
-        note(&b, vgg_cudnn.cudnnBackendGetAttribute(heuristic, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR,
-                                                    CONFIGS, &count, configs), "heuristics");
+        note(&b,
+             vgg_cudnn.cudnnBackendGetAttribute(heuristic, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR,
+                                                CONFIGS, &count, configs),
+             "heuristics");
     cudnnStatus_t status = b.status == CUDNN_STATUS_SUCCESS ? CUDNN_STATUS_NOT_SUPPORTED : b.status;
     for (int64_t i = 0; b.status == CUDNN_STATUS_SUCCESS && i < count && !p->plan; i++) {
-        if (!acceptable(configs[i]))
+        if (!acceptable(configs[i], p->graph.tf32))
             continue;
         struct builder one = {.status = CUDNN_STATUS_SUCCESS};
         cudnnBackendDescriptor_t plan = make(&one, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
@@ -263,8 +265,10 @@ static cudnnStatus_t try_heuristic(struct plan *p, cudnnBackendDescriptor_t grap
         SET1(&one, plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, CUDNN_TYPE_BACKEND_DESCRIPTOR, configs[i]);
         finalize(&one, plan, "a plan");
         if (one.status == CUDNN_STATUS_SUCCESS)
-            note(&one, vgg_cudnn.cudnnBackendGetAttribute(plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1,
-                                                          &got, &bytes), "a plan's workspace");
+            note(&one,
+                 vgg_cudnn.cudnnBackendGetAttribute(plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &got,
+                                                    &bytes),
+                 "a plan's workspace");
         if (one.status == CUDNN_STATUS_SUCCESS && (uint64_t)bytes <= most) {
             p->plan = plan;
             p->workspace = (size_t)bytes;
@@ -284,7 +288,7 @@ static enum vgg_status build(struct vgg_context *ctx, struct plan *p, cudnnHandl
 {
     static const cudnnBackendHeurMode_t modes[] = {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_B, CUDNN_HEUR_MODE_FALLBACK};
     size_t free_bytes = 0, total = 0;
-    CUDA_TRY(ctx, cudaMemGetInfo(&free_bytes, &total));
+    CUDA_TRY(ctx, vgg_cuda_free_memory(ctx->device, &free_bytes, &total));
     struct builder b = {.status = CUDNN_STATUS_SUCCESS, .alignment = p->graph.aligned ? 16 : 4};
     cudnnBackendDescriptor_t graph = operation_graph(&b, &p->graph, handle);
     cudnnStatus_t status = b.status;
@@ -300,7 +304,7 @@ static enum vgg_status build(struct vgg_context *ctx, struct plan *p, cudnnHandl
 static bool same_graph(const struct vgg_cuda_graph *a, const struct vgg_cuda_graph *b)
 {
     return a->kind == b->kind && a->n == b->n && a->h == b->h && a->w == b->w && a->c == b->c && a->k == b->k &&
-           a->kernel_size == b->kernel_size && a->aligned == b->aligned;
+           a->kernel_size == b->kernel_size && a->aligned == b->aligned && a->tf32 == b->tf32;
 }
 
 /* The plan for *graph, made if it is not there; under the device's library lock and plans_lock. */
@@ -312,7 +316,8 @@ static enum vgg_status find(struct vgg_context *ctx, struct plan **found, const 
         if (p->used && p->device == ctx->device && same_graph(&p->graph, graph)) {
             p->used = ++uses;
             *found = p;
-            return p->plan ? VGG_OK : vgg_fail(ctx->error, VGG_UNSUPPORTED, "cuda:%d: no engine of cuDNN takes it", ctx->device);
+            return p->plan ? VGG_OK
+                           : vgg_fail(ctx->error, VGG_UNSUPPORTED, "cuda:%d: no engine of cuDNN takes it", ctx->device);
         }
         if (p->used < oldest->used)
             oldest = p;
@@ -371,7 +376,8 @@ enum vgg_status vgg_cuda_graph_run(struct vgg_context *ctx, const struct vgg_cud
         aligned.aligned = aligned.aligned && (uintptr_t)tensors[i] % 16 == 0;
     size_t bytes;
     CUDA_PASS(vgg_cuda_graph_workspace(ctx, &bytes, &aligned));
-    void *more = NULL; /* another plan than the workspace was made for: pointers are not aligned, or it had to go and came anew */
+    /* Of another plan than the workspace was made for: pointers are not aligned, or it had to go and came anew. */
+    void *more = NULL;
     if (bytes > workspace_bytes) {
         CUDA_PASS(vgg_cuda_allocate(ctx, &more, bytes));
         workspace = more;

@@ -6,11 +6,20 @@
 #include "cuda.h"
 #include "libraries.h"
 
+/* NULL, or why there is no device, in the caller's buffer. Needs the runtime library alone. */
+const char *vgg_cuda_find_devices(int *count, char *reason, size_t size);
 /* NULL, or why no device can be used, in the caller's buffer. */
 const char *vgg_cuda_open(const char *cublas, const char *cudnn, char *reason, size_t size);
 
+/* What is queued on a stream of `device` from now on waits for what a stream of `awaited_device` holds now. */
+enum vgg_status vgg_cuda_wait(struct vgg_context *ctx, int device, cudaStream_t stream, int awaited_device,
+                              cudaStream_t awaited);
+
+/* Bytes of the current device, `device`, that may still be taken: with what the pool holds for the next tensors. */
+cudaError_t vgg_cuda_free_memory(int device, size_t *free_bytes, size_t *total);
+
 /* The library's handle of ctx's device, set to `stream` and locked until it is unlocked: handles are not thread-safe. */
-enum vgg_status vgg_cuda_lock_cublas(struct vgg_context *ctx, cublasHandle_t *handle, cudaStream_t stream);
+enum vgg_status vgg_cuda_lock_cublas(struct vgg_context *ctx, cublasHandle_t *handle, cudaStream_t stream, bool tf32);
 enum vgg_status vgg_cuda_lock_cudnn(struct vgg_context *ctx, cudnnHandle_t *handle, cudaStream_t stream);
 void vgg_cuda_unlock(struct vgg_context *ctx);
 enum vgg_status vgg_cublas_fail(struct vgg_context *ctx, cublasStatus_t status, const char *what);
@@ -42,6 +51,7 @@ struct vgg_cuda_graph {
     enum vgg_cuda_graph_kind kind;
     size_t n, h, w, c, k, kernel_size;
     bool aligned; /* every tensor to 16 bytes */
+    bool tf32;    /* engines that round factors to TF32 may be taken */
 };
 
 /* The workspace of the plan for *graph, which is made at the first call and kept. VGG_UNSUPPORTED when no engine takes it. */
@@ -75,9 +85,11 @@ enum vgg_status vgg_cuda_allocate(struct vgg_context *ctx, void **data, size_t b
 void vgg_cuda_release(int device, void *data, size_t bytes);
 enum vgg_status vgg_cuda_upload(struct vgg_context *ctx, void *to, const void *from_host, size_t bytes);
 enum vgg_status vgg_cuda_download(struct vgg_context *ctx, void *to_host, const void *from, size_t bytes);
-enum vgg_status vgg_cuda_copy(struct vgg_context *ctx, void *to, const void *from, size_t bytes);
+enum vgg_status vgg_cuda_copy(struct vgg_context *ctx, void *to, const void *from, int from_device, size_t bytes);
 enum vgg_status vgg_cuda_zero(struct vgg_context *ctx, void *data, size_t bytes);
 enum vgg_status vgg_cuda_synchronize(struct vgg_context *ctx);
+intptr_t vgg_cuda_dlpack_stream(int device);
+enum vgg_status vgg_cuda_order(struct vgg_context *ctx, intptr_t before, intptr_t after);
 void vgg_cuda_memory_stats(int device, struct vgg_memory_stats *stats);
 void vgg_cuda_reset_peak(int device);
 

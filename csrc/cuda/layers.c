@@ -73,7 +73,7 @@ enum vgg_status vgg_cuda_dropout(struct vgg_context *ctx, float *y, const float 
                                  const struct vgg_dropout *s)
 {
     if (s->p == 0)
-        return y == x ? VGG_OK : vgg_cuda_copy(ctx, y, x, s->n * s->c * sizeof(float));
+        return y == x ? VGG_OK : vgg_cuda_copy(ctx, y, x, ctx->device, s->n * s->c * sizeof(float));
     LAUNCH(ctx, dropout, y, x, rows, s);
 }
 

@@ -8,15 +8,15 @@
 
 enum { WIDENED = 64 << 20 }; /* bytes of bfloat16 weights that are widened at a time */
 
-static enum vgg_status gemm(struct vgg_context *ctx, cudaStream_t stream, cublasOperation_t a_op, cublasOperation_t b_op,
-                            size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, int beta,
-                            float *c, size_t ldc)
+static enum vgg_status gemm(struct vgg_context *ctx, cudaStream_t stream, bool tf32, cublasOperation_t a_op,
+                            cublasOperation_t b_op, size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b,
+                            size_t ldb, int beta, float *c, size_t ldc)
 {
     if (m > INT_MAX || n > INT_MAX || k > INT_MAX || lda > INT_MAX || ldb > INT_MAX || ldc > INT_MAX)
         return vgg_fail(ctx->error, VGG_UNSUPPORTED, "linear: a side of %zu by %zu by %zu is beyond cuBLAS's 32 bits", m, n, k);
     cublasHandle_t handle;
     const float one = 1, scale = beta ? 1 : 0;
-    CUDA_PASS(vgg_cuda_lock_cublas(ctx, &handle, stream));
+    CUDA_PASS(vgg_cuda_lock_cublas(ctx, &handle, stream, tf32));
     cublasStatus_t status = vgg_cublas.cublasSgemm_v2(handle, a_op, b_op, (int)m, (int)n, (int)k, &one, a, (int)lda, b,
                                                       (int)ldb, &scale, c, (int)ldc);
     vgg_cuda_unlock(ctx);
@@ -60,10 +60,11 @@ enum vgg_status vgg_cuda_linear(struct vgg_context *ctx, float *y, const float *
         for (size_t o = 0; o < s->out; o += step) {
             size_t count = vgg_min_size(step, s->out - o);
             CUDA_TRY(ctx, vgg_cuda_launch_widen(wide, (const uint16_t *)w + o * s->in, count * s->in, stream));
-            CUDA_PASS(gemm(ctx, stream, CUBLAS_OP_T, CUBLAS_OP_N, count, s->n, s->in, wide, s->in, x, s->in, 0, y + o, s->out));
+            CUDA_PASS(gemm(ctx, stream, s->tf32, CUBLAS_OP_T, CUBLAS_OP_N, count, s->n, s->in, wide, s->in, x, s->in, 0, y + o,
+                           s->out));
         }
     } else
-        CUDA_PASS(gemm(ctx, stream, CUBLAS_OP_T, CUBLAS_OP_N, s->out, s->n, s->in, w, s->in, x, s->in, 0, y, s->out));
+        CUDA_PASS(gemm(ctx, stream, s->tf32, CUBLAS_OP_T, CUBLAS_OP_N, s->out, s->n, s->in, w, s->in, x, s->in, 0, y, s->out));
     CUDA_TRY(ctx, vgg_cuda_launch_bias_relu(y, b, s->n, s->out, s->relu, stream));
     return VGG_OK;
 }
@@ -79,7 +80,7 @@ enum vgg_status vgg_cuda_linear_backward_input(struct vgg_context *ctx, float *d
         CUDA_TRY(ctx, cudaMemsetAsync(dx, 0, s->n * s->in * sizeof(float), stream));
         return VGG_OK;
     }
-    return gemm(ctx, stream, CUBLAS_OP_N, CUBLAS_OP_N, s->in, s->n, s->out, w, s->in, dy, s->out, 0, dx, s->in);
+    return gemm(ctx, stream, s->tf32, CUBLAS_OP_N, CUBLAS_OP_N, s->in, s->n, s->out, w, s->in, dy, s->out, 0, dx, s->in);
 }
 
 enum vgg_status vgg_cuda_linear_backward_weight(struct vgg_context *ctx, float *dw, float *db, const float *dy, const float *x,
@@ -98,5 +99,5 @@ enum vgg_status vgg_cuda_linear_backward_weight(struct vgg_context *ctx, float *
             CUDA_TRY(ctx, cudaMemsetAsync(dw, 0, s->in * s->out * sizeof(float), stream));
         return VGG_OK;
     }
-    return gemm(ctx, stream, CUBLAS_OP_N, CUBLAS_OP_T, s->in, s->out, s->n, x, s->in, dy, s->out, beta, dw, s->in);
+    return gemm(ctx, stream, s->tf32, CUBLAS_OP_N, CUBLAS_OP_T, s->in, s->out, s->n, x, s->in, dy, s->out, beta, dw, s->in);
 }

@@ -6,6 +6,31 @@
 
 extern const struct vgg_backend vgg_cuda_backend;
 
+static PyObject *reason_or_none(const char *reason)
+{
+    if (!reason)
+        Py_RETURN_NONE;
+    return PyUnicode_DecodeLocale(reason, "surrogateescape");
+}
+
+PyDoc_STRVAR(find_devices_doc, "find_devices()\n--\n\n"
+                               "Ask the driver for devices.\n\n"
+                               "Returns\n-------\n"
+                               "str or None\n"
+                               "    Why there is none.");
+
+static PyObject *py_find_devices(PyObject *module, PyObject *unused)
+{
+    int count;
+    char reason[256];
+    const char *failure;
+    (void)module, (void)unused;
+    PyThreadState *thread = PyEval_SaveThread();
+    failure = vgg_cuda_find_devices(&count, reason, sizeof reason);
+    PyEval_RestoreThread(thread);
+    return reason_or_none(failure);
+}
+
 PyDoc_STRVAR(open_doc, "open(cublas, cudnn)\n--\n\n"
                        "Find devices and open the libraries by their file names or paths.\n\n"
                        "Returns\n-------\n"
@@ -23,9 +48,7 @@ static PyObject *py_open(PyObject *module, PyObject *args)
     PyThreadState *thread = PyEval_SaveThread();
     failure = vgg_cuda_open(cublas, cudnn, reason, sizeof reason);
     PyEval_RestoreThread(thread);
-    if (!failure)
-        Py_RETURN_NONE;
-    return PyUnicode_FromString(failure);
+    return reason_or_none(failure);
 }
 
 PyDoc_STRVAR(capsule_doc, "backend_capsule()\n--\n\n"
@@ -55,8 +78,23 @@ static PyObject *py_symbols(PyObject *module, PyObject *unused)
     return list;
 }
 
+/* An index of a usable device, or a ValueError. */
+static bool check_device(const char *op, int device)
+{
+    if (device < 0 || device >= vgg_cuda_count())
+        PyErr_Format(PyExc_ValueError, "%s: device is %d; expected 0..%d", op, device, vgg_cuda_count() - 1);
+    return device >= 0 && device < vgg_cuda_count();
+}
+
+static PyObject *raise_cuda(cudaError_t error, const char *what)
+{
+    (void)cudaGetLastError();
+    return PyErr_Format(PyExc_RuntimeError, "%s: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
 PyDoc_STRVAR(set_stream_doc, "set_stream(device, stream)\n--\n\n"
-                             "Make a cudaStream_t, as an int, the calling thread's on a device; returns the one before.");
+                             "Make a cudaStream_t, as an int, the calling thread's on a device; returns the one before, which\n"
+                             "it waits for.");
 
 static PyObject *py_set_stream(PyObject *module, PyObject *args)
 {
@@ -68,33 +106,121 @@ static PyObject *py_set_stream(PyObject *module, PyObject *args)
     void *stream = PyLong_AsVoidPtr(object);
     if (!stream && PyErr_Occurred())
         return NULL;
-    if (device < 0 || device >= vgg_cuda_count()) {
-        PyErr_Format(PyExc_ValueError, "set_stream: device is %d; expected 0..%d", device, vgg_cuda_count() - 1);
+    if (!check_device("set_stream", device))
+        return NULL;
+    struct vgg_error error;
+    struct vgg_context context = {.backend = &vgg_cuda_backend, .device = device, .threads = 1, .error = &error};
+    cudaStream_t before = vgg_cuda_stream(device);
+    if (before != stream && vgg_cuda_wait(&context, device, stream, device, before) != VGG_OK) {
+        PyErr_SetString(PyExc_RuntimeError, error.msg);
         return NULL;
     }
-    PyObject *before = PyLong_FromVoidPtr((void *)vgg_cuda_stream(device));
-    if (before)
-        vgg_cuda_set_stream(device, (cudaStream_t)stream);
-    return before;
+    vgg_cuda_set_stream(device, stream);
+    return PyLong_FromVoidPtr((void *)before);
+}
+
+PyDoc_STRVAR(properties_doc,
+             "properties(device)\n--\n\n"
+             "What a device is.\n\n"
+             "Returns\n-------\n"
+             "dict\n"
+             "    \"name\", \"capability\" (major, minor), \"multiprocessors\", \"clock\" in Hz, \"bandwidth\" in bytes a\n"
+             "    second (of the memory's clock and width), \"memory\" in bytes, \"driver\" and \"runtime\" (CUDA's\n"
+             "    versions, 1000 major + 10 minor).");
+
+static PyObject *py_properties(PyObject *module, PyObject *args)
+{
+    static const enum cudaDeviceAttr attributes[] = {cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor,
+                                                     cudaDevAttrMultiProcessorCount,    cudaDevAttrClockRate,
+                                                     cudaDevAttrMemoryClockRate,        cudaDevAttrGlobalMemoryBusWidth};
+    enum { COUNT = sizeof attributes / sizeof *attributes };
+    static struct cudaDeviceProp properties; /* large; under the GIL */
+    int device, value[COUNT], driver = 0, runtime = 0;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "i:properties", &device) || !check_device("properties", device))
+        return NULL;
+    cudaError_t error = cudaGetDeviceProperties(&properties, device);
+    for (int i = 0; i < COUNT && error == cudaSuccess; i++)
+        error = cudaDeviceGetAttribute(&value[i], attributes[i], device);
+    if (error == cudaSuccess)
+        error = cudaDriverGetVersion(&driver);
+    if (error == cudaSuccess)
+        error = cudaRuntimeGetVersion(&runtime);
+    if (error != cudaSuccess)
+        return raise_cuda(error, "properties");
+    return Py_BuildValue("{s:s,s:(ii),s:i,s:d,s:d,s:n,s:i,s:i}", "name", properties.name, "capability", value[0], value[1],
+                         "multiprocessors", value[2], "clock", 1e3 * value[3], "bandwidth", 2e3 * value[4] * value[5] / 8,
+                         "memory", (Py_ssize_t)properties.totalGlobalMem, "driver", driver, "runtime", runtime);
+}
+
+static void destroy_event(PyObject *capsule)
+{
+    (void)cudaEventDestroy(PyCapsule_GetPointer(capsule, "vggnet.event"));
+}
+
+PyDoc_STRVAR(record_doc, "record(device)\n--\n\n"
+                         "A point in the calling thread's stream, for elapsed.");
+
+static PyObject *py_record(PyObject *module, PyObject *args)
+{
+    int device;
+    cudaEvent_t event;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "i:record", &device) || !check_device("record", device))
+        return NULL;
+    cudaError_t error = cudaSetDevice(device);
+    if (error == cudaSuccess)
+        error = cudaEventCreate(&event);
+    if (error != cudaSuccess)
+        return raise_cuda(error, "record");
+    error = cudaEventRecord(event, vgg_cuda_stream(device));
+    PyObject *capsule =
+        error == cudaSuccess ? PyCapsule_New(event, "vggnet.event", destroy_event) : raise_cuda(error, "record");
+    if (!capsule)
+        (void)cudaEventDestroy(event);
+    return capsule;
+}
+
+PyDoc_STRVAR(elapsed_doc, "elapsed(begin, end)\n--\n\n"
+                          "Seconds of the device between two points that record gave; waits for the later one.");
+
+static PyObject *py_elapsed(PyObject *module, PyObject *args)
+{
+    PyObject *capsules[2];
+    void *events[2];
+    float ms = 0;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "OO:elapsed", &capsules[0], &capsules[1]))
+        return NULL;
+    for (int i = 0; i < 2; i++)
+        if (!(events[i] = PyCapsule_GetPointer(capsules[i], "vggnet.event")))
+            return NULL;
+    cudaError_t error;
+    PyThreadState *thread = PyEval_SaveThread();
+    error = cudaEventSynchronize(events[1]);
+    if (error == cudaSuccess)
+        error = cudaEventElapsedTime(&ms, events[0], events[1]);
+    PyEval_RestoreThread(thread);
+    return error == cudaSuccess ? PyFloat_FromDouble(1e-3 * (double)ms) : raise_cuda(error, "elapsed");
 }
 
 static PyMethodDef functions[] = {
+    {"find_devices", py_find_devices, METH_NOARGS, find_devices_doc},
     {"open", py_open, METH_VARARGS, open_doc},
     {"backend_capsule", py_capsule, METH_NOARGS, capsule_doc},
     {"symbols", py_symbols, METH_NOARGS, symbols_doc},
     {"set_stream", py_set_stream, METH_VARARGS, set_stream_doc},
+    {"properties", py_properties, METH_VARARGS, properties_doc},
+    {"record", py_record, METH_VARARGS, record_doc},
+    {"elapsed", py_elapsed, METH_VARARGS, elapsed_doc},
     {NULL, NULL, 0, NULL},
 };
 
 static PyModuleDef_Slot slots[] = {{0, NULL}};
 
 static PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT,
-    .m_name = "vggnet._cuda",
-    .m_doc = "The CUDA backend of vggnet.",
-    .m_size = 0,
-    .m_methods = functions,
-    .m_slots = slots,
+    PyModuleDef_HEAD_INIT, .m_name = "vggnet._cuda", .m_doc = "The CUDA backend of vggnet.",
+    .m_size = 0,           .m_methods = functions,   .m_slots = slots,
 };
 
 PyMODINIT_FUNC PyInit__cuda(void)

@@ -33,23 +33,6 @@ enum vgg_status vgg_cuda_sgd(struct vgg_context *ctx, float *const *param, float
 
 /* ------------------------------------------------------------------------------------------------ the mean of gradients */
 
-/* What the first device's stream does next waits for `from`'s stream, or the other way round. */
-static enum vgg_status wait_for(struct vgg_context *waiting, cudaStream_t stream, struct vgg_context *from,
-                                cudaStream_t from_stream)
-{
-    cudaEvent_t event;
-    CUDA_TRY(from, cudaSetDevice(from->device));
-    CUDA_TRY(from, cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
-    cudaError_t error = cudaEventRecord(event, from_stream);
-    if (error == cudaSuccess)
-        error = cudaSetDevice(waiting->device);
-    if (error == cudaSuccess)
-        error = cudaStreamWaitEvent(stream, event, 0);
-    (void)cudaEventDestroy(event); /* goes when it has happened */
-    CUDA_TRY(waiting, error);
-    return VGG_OK;
-}
-
 /* The first device gathers, adds up and sends back; `gathered` is its scratch, size floats for each of the others. */
 static enum vgg_status average_through_first(struct vgg_context *const *ctx, float *const *grad, const double *weight,
                                              double total, float *gathered, size_t devices, size_t size)
@@ -59,7 +42,7 @@ static enum vgg_status average_through_first(struct vgg_context *const *ctx, flo
     struct vgg_cuda_average_list list = {.in = {grad[0]}, .weight = {weight[0]}, .total = total, .count = (int)devices};
     for (size_t d = 1; d < devices; d++) {
         float *copy = gathered + (d - 1) * size;
-        CUDA_PASS(wait_for(first, stream, ctx[d], vgg_cuda_stream(ctx[d]->device)));
+        CUDA_PASS(vgg_cuda_wait(first, first->device, stream, ctx[d]->device, vgg_cuda_stream(ctx[d]->device)));
         CUDA_TRY(first, cudaMemcpyPeerAsync(copy, first->device, grad[d], ctx[d]->device, size * sizeof(float), stream));
         list.in[d] = copy;
         list.weight[d] = weight[d];
@@ -68,7 +51,7 @@ static enum vgg_status average_through_first(struct vgg_context *const *ctx, flo
     CUDA_TRY(first, vgg_cuda_launch_average(grad[0], &list, size, stream));
     for (size_t d = 1; d < devices; d++) {
         CUDA_TRY(first, cudaMemcpyPeerAsync(grad[d], ctx[d]->device, grad[0], first->device, size * sizeof(float), stream));
-        CUDA_PASS(wait_for(ctx[d], vgg_cuda_stream(ctx[d]->device), first, stream));
+        CUDA_PASS(vgg_cuda_wait(first, ctx[d]->device, vgg_cuda_stream(ctx[d]->device), first->device, stream));
     }
     return VGG_OK;
 }
@@ -82,8 +65,8 @@ enum vgg_status vgg_cuda_average(struct vgg_context *const *ctx, float *const *g
     double total = 0;
     for (size_t d = 0; d < devices; d++) {
         if (!isfinite(weight[d]) || weight[d] < 0)
-            return vgg_fail(first->error, VGG_INVALID_ARGUMENT,
-                            "average_gradients: weight %zu is %g; expected a number >= 0", d, weight[d]);
+            return vgg_fail(first->error, VGG_INVALID_ARGUMENT, "average_gradients: weight %zu is %g; expected a number >= 0",
+                            d, weight[d]);
         total += weight[d];
     }
     if (!(isfinite(total) && total > 0))
@@ -128,8 +111,8 @@ static enum vgg_status augment_some(struct vgg_context *ctx, float *x, const str
     CUDA_PASS(vgg_cuda_upload_rows(ctx, tail, options, 2));
     cudaStream_t stream;
     CUDA_PASS(vgg_cuda_enter(ctx, &stream));
-    CUDA_TRY(ctx, vgg_cuda_launch_augment(x, pixels, (const float *)(const void *)tail, tail + s->n * sizeof offset[0], s,
-                                          stream));
+    CUDA_TRY(ctx,
+             vgg_cuda_launch_augment(x, pixels, (const float *)(const void *)tail, tail + s->n * sizeof offset[0], s, stream));
     return VGG_OK;
 }
 

@@ -65,8 +65,9 @@ enum vgg_status vgg_cpu_download(struct vgg_context *ctx, void *to_host, const v
     return transfer(ctx, to_host, from, bytes);
 }
 
-enum vgg_status vgg_cpu_copy(struct vgg_context *ctx, void *to, const void *from, size_t bytes)
+enum vgg_status vgg_cpu_copy(struct vgg_context *ctx, void *to, const void *from, int from_device, size_t bytes)
 {
+    (void)from_device; /* there is one */
     return transfer(ctx, to, from, bytes);
 }
 
@@ -78,6 +79,18 @@ enum vgg_status vgg_cpu_zero(struct vgg_context *ctx, void *data, size_t bytes)
 enum vgg_status vgg_cpu_synchronize(struct vgg_context *ctx)
 {
     (void)ctx; /* every call has finished when it returns */
+    return VGG_OK;
+}
+
+intptr_t vgg_cpu_stream(int device)
+{
+    (void)device;
+    return 0;
+}
+
+enum vgg_status vgg_cpu_order(struct vgg_context *ctx, intptr_t before, intptr_t after)
+{
+    (void)ctx, (void)before, (void)after; /* as synchronize */
     return VGG_OK;
 }
 
@@ -96,6 +109,7 @@ void vgg_cpu_reset_peak(int device)
 const struct vgg_backend vgg_cpu_backend = {
     .name = "cpu",
     .host = true,
+    .dlpack_type = 1,
     .device_count = vgg_cpu_device_count,
     .allocate = vgg_cpu_allocate,
     .release = vgg_cpu_release,
@@ -104,6 +118,8 @@ const struct vgg_backend vgg_cpu_backend = {
     .copy = vgg_cpu_copy,
     .zero = vgg_cpu_zero,
     .synchronize = vgg_cpu_synchronize,
+    .stream = vgg_cpu_stream,
+    .order = vgg_cpu_order,
     .memory_stats = vgg_cpu_memory_stats,
     .reset_peak = vgg_cpu_reset_peak,
     .conv2d_workspace = vgg_cpu_conv2d_workspace,

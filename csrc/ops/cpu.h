@@ -37,9 +37,11 @@ enum vgg_status vgg_cpu_allocate(struct vgg_context *ctx, void **data, size_t by
 void vgg_cpu_release(int device, void *data, size_t bytes);
 enum vgg_status vgg_cpu_upload(struct vgg_context *ctx, void *to, const void *from_host, size_t bytes);
 enum vgg_status vgg_cpu_download(struct vgg_context *ctx, void *to_host, const void *from, size_t bytes);
-enum vgg_status vgg_cpu_copy(struct vgg_context *ctx, void *to, const void *from, size_t bytes);
+enum vgg_status vgg_cpu_copy(struct vgg_context *ctx, void *to, const void *from, int from_device, size_t bytes);
 enum vgg_status vgg_cpu_zero(struct vgg_context *ctx, void *data, size_t bytes);
 enum vgg_status vgg_cpu_synchronize(struct vgg_context *ctx);
+intptr_t vgg_cpu_stream(int device);
+enum vgg_status vgg_cpu_order(struct vgg_context *ctx, intptr_t before, intptr_t after);
 void vgg_cpu_memory_stats(int device, struct vgg_memory_stats *stats);
 void vgg_cpu_reset_peak(int device);
 

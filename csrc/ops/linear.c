@@ -72,7 +72,7 @@ enum vgg_status vgg_linear_backward_input_check(struct vgg_linear *s, const stru
         return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: w has shape %s; expected (%zu, in) because dy has %zu features", op,
                         vgg_shape_text(text, sizeof text, w->shape, w->ndim), dy->shape[1], dy->shape[1]);
     }
-    *s = (struct vgg_linear){.n = dy->shape[0], .in = w->shape[1], .out = w->shape[0]};
+    *s = (struct vgg_linear){.n = dy->shape[0], .in = w->shape[1], .out = w->shape[0], .tf32 = s->tf32};
     return VGG_OK;
 }
 
@@ -87,7 +87,7 @@ enum vgg_status vgg_linear_backward_weight_check(struct vgg_linear *s, const str
         return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: dy has shape %s; expected (%zu, out) because x has %zu rows", op,
                         vgg_shape_text(text, sizeof text, dy->shape, dy->ndim), x->shape[0], x->shape[0]);
     }
-    *s = (struct vgg_linear){.n = x->shape[0], .in = x->shape[1], .out = dy->shape[1]};
+    *s = (struct vgg_linear){.n = x->shape[0], .in = x->shape[1], .out = dy->shape[1], .tf32 = s->tf32};
     return VGG_OK;
 }
 

@@ -215,6 +215,14 @@ bool vggpy_dtype(PyObject *object, const char *op, enum vgg_dtype *dtype)
     return choice >= 0;
 }
 
+bool vggpy_precision(PyObject *object, const char *op, bool *tf32)
+{
+    static const char *const names[] = {"float32", "tf32", NULL};
+    int choice = object ? vggpy_choice(object, op, "precision", names) : 0;
+    *tf32 = choice == 1;
+    return choice >= 0;
+}
+
 bool vggpy_uint(PyObject *object, const char *op, const char *name, uint64_t max, uint64_t *value)
 {
     PyObject *index = PyNumber_Index(object);

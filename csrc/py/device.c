@@ -75,6 +75,15 @@ static bool require_cuda(void)
     return result != NULL;
 }
 
+bool vggpy_device_find(const struct vgg_state *state, const char *name, size_t length, long index, struct device *device)
+{
+    if (find_device(state, name, length, index, device))
+        return true;
+    if (length != 4 || memcmp(name, "cuda", 4) != 0)
+        return false;
+    return require_cuda() && find_device(state, name, length, index, device);
+}
+
 bool vggpy_device_parse(const struct vgg_state *state, const char *name, struct device *device)
 {
     const char *colon = strchr(name, ':');
@@ -86,14 +95,10 @@ bool vggpy_device_parse(const struct vgg_state *state, const char *name, struct 
         valid = digits >= 1 && digits <= 4 && colon[1 + digits] == '\0';
         index = valid ? strtol(colon + 1, NULL, 10) : 0;
     }
-    if (valid && find_device(state, name, length, index, device))
+    if (valid && vggpy_device_find(state, name, length, index, device))
         return true;
-    if (valid && length == 4 && memcmp(name, "cuda", 4) == 0) {
-        if (!require_cuda())
-            return false;
-        if (find_device(state, name, length, index, device))
-            return true;
-    }
+    if (PyErr_Occurred())
+        return false;
     PyObject *list = device_list(state);
     if (list)
         PyErr_Format(PyExc_ValueError, "device is \"%s\"; expected one of %R", name, list);
@@ -123,10 +128,34 @@ bool vggpy_transfer(const struct vgg_state *state, struct device device, enum tr
     switch (kind) {
     case UPLOAD: status = device.backend->upload(&context, to, from, bytes); break;
     case DOWNLOAD: status = device.backend->download(&context, to, from, bytes); break;
-    case COPY: status = device.backend->copy(&context, to, from, bytes); break;
     }
     PyEval_RestoreThread(thread);
     return status == VGG_OK ? true : vggpy_raise(state, &error);
+}
+
+bool vggpy_copy(const struct vgg_state *state, struct device device, void *to, struct device from_device, const void *from,
+                size_t bytes)
+{
+    if (bytes == 0)
+        return true;
+    if (from_device.backend == device.backend) {
+        struct vgg_error error = {.status = VGG_OK};
+        struct vgg_context context = vggpy_context(device, &error);
+        PyThreadState *thread = PyEval_SaveThread();
+        enum vgg_status status = device.backend->copy(&context, to, from, from_device.index, bytes);
+        PyEval_RestoreThread(thread);
+        return status == VGG_OK ? true : vggpy_raise(state, &error);
+    }
+    if (from_device.backend->host)
+        return vggpy_transfer(state, device, UPLOAD, to, from, bytes);
+    if (device.backend->host)
+        return vggpy_transfer(state, from_device, DOWNLOAD, to, from, bytes);
+    /* Two kinds of accelerators: by way of the host. */
+    struct storage *host = vggpy_storage_new(state, (struct device){state->backends[0], 0}, bytes);
+    bool done = host && vggpy_transfer(state, from_device, DOWNLOAD, host->data, from, bytes) &&
+                vggpy_transfer(state, device, UPLOAD, to, host->data, bytes);
+    Py_XDECREF((PyObject *)host);
+    return done;
 }
 
 /* ------------------------------------------------------------------------------------------------ Python functions */
@@ -144,8 +173,9 @@ PyDoc_STRVAR(memory_stats_doc, "memory_stats(device='cpu')\n--\n\n"
                                "What tensors and workspaces of a device hold.\n\n"
                                "Returns\n-------\n"
                                "dict\n"
-                               "    \"current\" and \"peak\" in bytes, exactly as asked for (no rounding), and\n"
-                               "    \"allocations\", the number of allocations since the start.");
+                               "    \"current\" and \"peak\" in bytes, exactly as asked for (no rounding),\n"
+                               "    \"allocations\", the number of allocations since the start, and of devices that tell,\n"
+                               "    \"free\" and \"total\", bytes of the device whoever uses them.");
 
 static PyObject *py_memory_stats(PyObject *module, PyObject *args, PyObject *kwargs)
 {
@@ -157,8 +187,17 @@ static PyObject *py_memory_stats(PyObject *module, PyObject *args, PyObject *kwa
         return NULL;
     struct vgg_memory_stats stats = {0};
     device.backend->memory_stats(device.index, &stats);
-    return Py_BuildValue("{s:n,s:n,s:n}", "current", (Py_ssize_t)stats.current_bytes, "peak", (Py_ssize_t)stats.peak_bytes,
-                         "allocations", (Py_ssize_t)stats.allocations);
+    PyObject *dict = Py_BuildValue("{s:n,s:n,s:n}", "current", (Py_ssize_t)stats.current_bytes, "peak",
+                                   (Py_ssize_t)stats.peak_bytes, "allocations", (Py_ssize_t)stats.allocations);
+    PyObject *device_bytes = dict && stats.total_bytes ? Py_BuildValue("{s:n,s:n}", "free", (Py_ssize_t)stats.free_bytes,
+                                                                       "total", (Py_ssize_t)stats.total_bytes)
+                                                       : NULL;
+    if (device_bytes && PyDict_Update(dict, device_bytes) < 0)
+        Py_CLEAR(dict);
+    else if (stats.total_bytes && !device_bytes)
+        Py_CLEAR(dict);
+    Py_XDECREF(device_bytes);
+    return dict;
 }
 
 PyDoc_STRVAR(reset_peak_doc, "reset_peak_memory(device='cpu')\n--\n\n"

@@ -11,6 +11,52 @@
 static const char legacy_name[] = "dltensor", versioned_name[] = "dltensor_versioned";
 static const char used_legacy_name[] = "used_dltensor", used_versioned_name[] = "used_dltensor_versioned";
 
+/* ------------------------------------------------------------------------------------------------ devices */
+
+/* The device that DLPack calls (type, id): raises BufferError if there is none that is usable. */
+static bool device_of(const struct vgg_state *state, const char *op, long type, long id, struct device *device)
+{
+    const char *name = type == DLPACK_CUDA ? "cuda" : "";
+    for (int i = 0; i < state->backend_count; i++)
+        if (type != 0 && state->backends[i]->dlpack_type == type)
+            name = state->backends[i]->name;
+    if (id >= 0 && vggpy_device_find(state, name, strlen(name), id, device))
+        return true;
+    if (!PyErr_Occurred())
+        PyErr_Format(PyExc_BufferError,
+                     "%s: DLPack device (%ld, %ld) is none that is usable here; expected one of the CPU's, "
+                     "(1, 0), and CUDA's, (2, n)",
+                     op, type, id);
+    return false;
+}
+
+static int device_type(const struct tensor *tensor)
+{
+    return tensor->storage->device.backend->dlpack_type;
+}
+
+/* What an object's __dlpack_device__ says; the CPU where it has none. */
+static bool producer_device(PyObject *object, long *type, long *id)
+{
+    *type = DLPACK_CPU, *id = 0;
+    if (!PyObject_HasAttrString(object, "__dlpack_device__"))
+        return true;
+    PyObject *pair = PyObject_CallMethod(object, "__dlpack_device__", NULL);
+    PyObject *tuple = pair ? PySequence_Tuple(pair) : NULL;
+    bool parsed = tuple && PyArg_ParseTuple(tuple, "ll;__dlpack_device__ gives two ints", type, id);
+    Py_XDECREF(tuple);
+    Py_XDECREF(pair);
+    return parsed;
+}
+
+bool vggpy_is_device_array(PyObject *object)
+{
+    long type, id;
+    if (!producer_device(object, &type, &id))
+        PyErr_Clear(); /* whatever is done with it instead says more */
+    return type == DLPACK_CUDA;
+}
+
 /* ------------------------------------------------------------------------------------------------ export */
 
 /* What an exported capsule points into: the form that was asked for, and the arrays it refers to. */
@@ -58,7 +104,8 @@ static PyObject *export_capsule(struct tensor *tensor, bool versioned, uint64_t 
         return PyErr_NoMemory();
     struct dl_tensor *t = versioned ? &self->managed.versioned.tensor : &self->managed.legacy.tensor;
     t->data = tensor->data;
-    t->device.type = DLPACK_CPU;
+    t->device.type = device_type(tensor);
+    t->device.id = tensor->storage->device.index;
     t->ndim = tensor->ndim;
     static const uint8_t codes[VGG_DTYPE_COUNT] = {DLPACK_FLOAT, DLPACK_INT, DLPACK_UINT, DLPACK_BFLOAT};
     t->dtype.code = codes[tensor->dtype];
@@ -87,14 +134,42 @@ static PyObject *export_capsule(struct tensor *tensor, bool versioned, uint64_t 
     return capsule;
 }
 
+/* Makes the consumer's stream wait for what this thread has queued on the device. */
+static bool order_consumer(const struct vgg_state *state, struct device device, PyObject *stream)
+{
+    if (device.backend->host) {
+        if (stream != Py_None)
+            PyErr_Format(PyExc_BufferError, "__dlpack__: stream is %R; the CPU has none, pass None", stream);
+        return stream == Py_None;
+    }
+    Py_ssize_t after = stream == Py_None ? 1 : PyNumber_AsSsize_t(stream, PyExc_OverflowError);
+    if (after == -1 && PyErr_Occurred())
+        return false;
+    if (after == 0 || after < -1) {
+        PyErr_Format(PyExc_BufferError,
+                     "__dlpack__: stream is %R; expected 1 (the default stream), 2 (the thread's), a handle, "
+                     "or -1 (no waiting); 0 would be ambiguous",
+                     stream);
+        return false;
+    }
+    if (after == -1)
+        return true;
+    struct vgg_error error = {.status = VGG_OK};
+    struct vgg_context context = vggpy_context(device, &error);
+    enum vgg_status status = device.backend->order(&context, device.backend->stream(device.index), after);
+    return status == VGG_OK ? true : vggpy_raise(state, &error);
+}
+
 PyObject *vggpy_to_dlpack(PyObject *object, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"stream", "max_version", "dl_device", "copy", NULL};
     struct tensor *self = (struct tensor *)object;
+    struct vgg_state *state = vggpy_state_of(object);
     PyObject *stream = Py_None, *max_version = Py_None, *dl_device = Py_None, *copy = Py_None;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOOO:__dlpack__", names, &stream, &max_version, &dl_device, &copy))
         return NULL;
-    long major = 0, minor = 0, type = DLPACK_CPU, id = 0;
+    struct device device = self->storage->device;
+    long major = 0, minor = 0, type = device_type(self), id = device.index;
     if (max_version != Py_None &&
         !(PyTuple_Check(max_version) && PyArg_ParseTuple(max_version, "ll;max_version is two ints", &major, &minor)))
         return PyErr_Occurred()
@@ -105,37 +180,52 @@ PyObject *vggpy_to_dlpack(PyObject *object, PyObject *args, PyObject *kwargs)
         return PyErr_Occurred() ? NULL
                                 : PyErr_Format(PyExc_TypeError, "__dlpack__: dl_device is %R; expected (type, id)", dl_device);
     int must_copy = copy == Py_None ? -1 : PyObject_IsTrue(copy);
-    if (must_copy == -1 && PyErr_Occurred())
+    if ((must_copy == -1 && PyErr_Occurred()) || !device_of(state, "__dlpack__", type, id, &device))
         return NULL;
-    if (type != DLPACK_CPU || id != 0)
-        return PyErr_Format(PyExc_BufferError, "__dlpack__: dl_device is (%ld, %ld); only the CPU's, (1, 0), is there", type,
-                            id);
-    if (stream != Py_None)
-        return PyErr_Format(PyExc_BufferError, "__dlpack__: stream is %R; the CPU has none, pass None", stream);
-    bool host = self->storage->device.backend->host;
-    if (!host && (dl_device == Py_None || must_copy == 0))
-        return PyErr_Format(PyExc_BufferError, "__dlpack__: the tensor's device has no DLPack number; use t.to(\"cpu\")");
-    if (must_copy == 1 || !host) {
-        struct vgg_state *state = vggpy_state_of(object);
-        struct tensor *fresh = vggpy_tensor_to_device(state, self, (struct device){state->backends[0], 0});
-        PyObject *capsule = fresh ? export_capsule(fresh, major >= DLPACK_MAJOR, DLPACK_IS_COPIED) : NULL;
-        Py_XDECREF((PyObject *)fresh);
-        return capsule;
-    }
-    bool readonly = self->readonly || self->frozen;
+    bool same = vggpy_same_device(device, self->storage->device);
+    if (!same && must_copy == 0)
+        return PyErr_Format(PyExc_BufferError,
+                            "__dlpack__: dl_device is (%ld, %ld), where the tensor is not; copy=False "
+                            "forbids the copy",
+                            type, id);
+    bool readonly = same && must_copy != 1 && (self->readonly || self->frozen);
     if (readonly && major < DLPACK_MAJOR)
         return PyErr_Format(PyExc_BufferError, "__dlpack__: the tensor's views are read-only, which the consumer's old DLPack "
                                                "cannot express; pass max_version=(1, 0) or copy=True");
-    return export_capsule(self, major >= DLPACK_MAJOR, readonly ? DLPACK_READ_ONLY : 0);
+    struct tensor *shared =
+        same && must_copy != 1 ? (struct tensor *)Py_NewRef(object) : vggpy_tensor_to_device(state, self, device);
+    uint64_t flags = (readonly ? DLPACK_READ_ONLY : 0) | (shared != self ? DLPACK_IS_COPIED : 0);
+    PyObject *capsule =
+        shared && order_consumer(state, device, stream) ? export_capsule(shared, major >= DLPACK_MAJOR, flags) : NULL;
+    Py_XDECREF((PyObject *)shared);
+    return capsule;
 }
 
 PyObject *vggpy_dlpack_device(PyObject *self, PyObject *unused)
 {
     (void)unused;
-    if (!((struct tensor *)self)->storage->device.backend->host)
+    struct device device = ((struct tensor *)self)->storage->device;
+    if (device.backend->dlpack_type == 0)
         return PyErr_Format(PyExc_BufferError,
                             "__dlpack_device__: the tensor's device has no DLPack number; use t.to(\"cpu\")");
-    return Py_BuildValue("(ii)", DLPACK_CPU, 0);
+    return Py_BuildValue("(ii)", device.backend->dlpack_type, device.index);
+}
+
+PyObject *vggpy_cuda_array_interface(PyObject *object, void *closure)
+{
+    static const char *const types[VGG_DTYPE_COUNT] = {"<f4", "<i8", "|u1", NULL};
+    struct tensor *self = (struct tensor *)object;
+    struct device device = self->storage->device;
+    (void)closure;
+    if (device_type(self) != DLPACK_CUDA || !types[self->dtype])
+        return PyErr_Format(PyExc_AttributeError,
+                            device_type(self) == DLPACK_CUDA
+                                ? "__cuda_array_interface__: it has no bfloat16; use DLPack"
+                                : "__cuda_array_interface__: the tensor is on no CUDA device; use t.to(\"cuda\")");
+    return Py_BuildValue("{s:N,s:s,s:(NO),s:O,s:i,s:n}", "shape", vggpy_shape_tuple(self->ndim, self->shape), "typestr",
+                         types[self->dtype], "data", PyLong_FromVoidPtr(self->data),
+                         self->readonly || self->frozen ? Py_True : Py_False, "strides", Py_None, "version", 3, "stream",
+                         (Py_ssize_t)device.backend->stream(device.index));
 }
 
 /* ------------------------------------------------------------------------------------------------ import */
@@ -157,9 +247,11 @@ static void import_destroy_versioned(PyObject *capsule)
         managed->deleter(managed);
 }
 
-/* The producer's capsule: versioned where it knows how. */
-static PyObject *request_capsule(PyObject *object)
+/* The producer's capsule: versioned where it knows how, and with our stream waiting for its own where it has streams. */
+static PyObject *request_capsule(const struct vgg_state *state, PyObject *object)
 {
+    long type, id;
+    struct device device;
     PyObject *method = PyObject_GetAttrString(object, "__dlpack__");
     if (!method) {
         if (PyErr_ExceptionMatches(PyExc_AttributeError))
@@ -167,13 +259,19 @@ static PyObject *request_capsule(PyObject *object)
                          (PyObject *)Py_TYPE(object));
         return NULL;
     }
-    PyObject *none = PyTuple_New(0);
-    PyObject *kwargs = Py_BuildValue("{s:(ii)}", "max_version", DLPACK_MAJOR, DLPACK_MINOR);
-    PyObject *capsule = none && kwargs ? PyObject_Call(method, none, kwargs) : NULL;
-    if (!capsule && none && kwargs && PyErr_ExceptionMatches(PyExc_TypeError)) { /* from before max_version */
+    PyObject *none = PyTuple_New(0), *kwargs = NULL, *capsule = NULL;
+    if (!none || !producer_device(object, &type, &id) || !device_of(state, "from_dlpack", type, id, &device))
+        goto done;
+    Py_ssize_t stream = (Py_ssize_t)device.backend->stream(device.index);
+    kwargs = device.backend->host ? Py_BuildValue("{s:(ii)}", "max_version", DLPACK_MAJOR, DLPACK_MINOR)
+                                  : Py_BuildValue("{s:(ii),s:n}", "max_version", DLPACK_MAJOR, DLPACK_MINOR, "stream", stream);
+    capsule = kwargs ? PyObject_Call(method, none, kwargs) : NULL;
+    if (!capsule && kwargs && PyErr_ExceptionMatches(PyExc_TypeError)) { /* from before max_version */
         PyErr_Clear();
-        capsule = PyObject_Call(method, none, NULL);
+        if (PyDict_DelItemString(kwargs, "max_version") == 0)
+            capsule = PyObject_Call(method, none, kwargs);
     }
+done:
     Py_XDECREF(kwargs);
     Py_XDECREF(none);
     Py_DECREF(method);
@@ -198,20 +296,16 @@ static bool import_dtype(const struct dl_tensor *t, enum vgg_dtype *dtype)
 }
 
 /* Whether the tensor can be ours as it is: raises BufferError if not. Fills what is needed to wrap it. */
-static bool import_check(const struct dl_tensor *t, enum vgg_dtype *dtype, size_t *shape, void **data, size_t *bytes)
+static bool import_check(const struct vgg_state *state, const struct dl_tensor *t, struct device *device, enum vgg_dtype *dtype,
+                         size_t *shape, void **data, size_t *bytes)
 {
-    if (t->device.type != DLPACK_CPU) {
-        PyErr_Format(PyExc_BufferError,
-                     "from_dlpack: the array is on DLPack device (%d, %d); only the CPU's (1, 0) can be shared",
-                     (int)t->device.type, (int)t->device.id);
+    if (!device_of(state, "from_dlpack", t->device.type, t->device.id, device))
         return false;
-    }
+    const char *advice = device->backend->host ? "use vggnet.tensor, which copies" : "convert it in its own library first";
     if (!import_dtype(t, dtype)) {
         PyErr_Format(PyExc_BufferError,
-                     "from_dlpack: DLPack type (code %d, %d bits, %d lanes) is not float32, int64, uint8 or bfloat16; use "
-                     "vggnet.tensor, "
-                     "which copies",
-                     (int)t->dtype.code, (int)t->dtype.bits, (int)t->dtype.lanes);
+                     "from_dlpack: DLPack type (code %d, %d bits, %d lanes) is not float32, int64, uint8 or bfloat16; %s",
+                     (int)t->dtype.code, (int)t->dtype.bits, (int)t->dtype.lanes, advice);
         return false;
     }
     if (t->ndim < 0 || t->ndim > VGG_MAX_NDIM) {
@@ -232,16 +326,14 @@ static bool import_check(const struct dl_tensor *t, enum vgg_dtype *dtype, size_
     int64_t expected = 1;
     for (int i = t->ndim - 1; i >= 0 && t->strides && !empty; i--) {
         if (t->shape[i] != 1 && t->strides[i] != expected) {
-            PyErr_SetString(
-                PyExc_BufferError,
-                "from_dlpack: the array is not C-contiguous, so it cannot be shared; use vggnet.tensor, which copies");
+            PyErr_Format(PyExc_BufferError, "from_dlpack: the array is not C-contiguous, so it cannot be shared; %s", advice);
             return false;
         }
         expected *= t->shape[i];
     }
     *data = empty ? NULL : (char *)t->data + t->byte_offset;
     if ((uintptr_t)*data % vgg_dtype_size(*dtype) != 0) {
-        PyErr_SetString(PyExc_BufferError, "from_dlpack: the data are not aligned; use vggnet.tensor, which copies");
+        PyErr_Format(PyExc_BufferError, "from_dlpack: the data are not aligned; %s", advice);
         return false;
     }
     return true;
@@ -249,7 +341,7 @@ static bool import_check(const struct dl_tensor *t, enum vgg_dtype *dtype, size_
 
 struct tensor *vggpy_from_dlpack(const struct vgg_state *state, PyObject *object)
 {
-    PyObject *capsule = PyCapsule_CheckExact(object) ? Py_NewRef(object) : request_capsule(object);
+    PyObject *capsule = PyCapsule_CheckExact(object) ? Py_NewRef(object) : request_capsule(state, object);
     PyObject *owner = NULL;
     struct storage *storage = NULL;
     struct tensor *tensor = NULL;
@@ -267,10 +359,11 @@ struct tensor *vggpy_from_dlpack(const struct vgg_state *state, PyObject *object
         goto done;
     }
     const struct dl_tensor *t = versioned ? &with_version->tensor : &((struct dl_managed *)managed)->tensor;
+    struct device device;
     enum vgg_dtype dtype;
     size_t shape[VGG_MAX_NDIM], bytes;
     void *data;
-    if (!import_check(t, &dtype, shape, &data, &bytes))
+    if (!import_check(state, t, &device, &dtype, shape, &data, &bytes))
         goto done;
     int ndim = t->ndim;
     bool readonly = versioned && (with_version->flags & DLPACK_READ_ONLY);
@@ -280,7 +373,7 @@ struct tensor *vggpy_from_dlpack(const struct vgg_state *state, PyObject *object
         goto done;
     /* From here on `owner` has it: the producer's capsule must not delete it too. It cannot fail: the name was checked. */
     PyCapsule_SetName(capsule, versioned ? used_versioned_name : used_legacy_name);
-    storage = vggpy_storage_wrap(state, (struct device){state->backends[0], 0}, data, bytes, owner);
+    storage = vggpy_storage_wrap(state, device, data, bytes, owner);
     tensor = storage ? vggpy_tensor_wrap(state, storage, data, dtype, ndim, shape) : NULL;
     if (tensor)
         tensor->readonly = readonly;

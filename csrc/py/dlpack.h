@@ -1,12 +1,12 @@
-/* dlpack.h: the in-memory protocol of DLPack 1.0 (dmlc.github.io/dlpack), written from its specification: only what CPU tensors
- * need. The layout of these structs is an ABI shared with every other library. */
+/* dlpack.h: the in-memory protocol of DLPack 1.0 (dmlc.github.io/dlpack), written from its specification: only what is
+ * needed here. The layout of these structs is an ABI shared with every other library. */
 #ifndef VGGNET_DLPACK_H
 #define VGGNET_DLPACK_H
 
 #include <stdint.h>
 
 enum { DLPACK_MAJOR = 1, DLPACK_MINOR = 0 };
-enum { DLPACK_CPU = 1 };                                                                        /* device types */
+enum { DLPACK_CPU = 1, DLPACK_CUDA = 2 };                                                       /* device types */
 enum { DLPACK_INT = 0, DLPACK_UINT = 1, DLPACK_FLOAT = 2, DLPACK_BFLOAT = 4, DLPACK_BOOL = 6 }; /* type codes */
 #define DLPACK_READ_ONLY ((uint64_t)1)
 #define DLPACK_IS_COPIED ((uint64_t)2)

@@ -52,50 +52,54 @@ static bool check_transformed(struct call *c, const struct vgg_conv2d *s, const 
     return false;
 }
 
-PyDoc_STRVAR(conv2d_doc,
-             "conv2d(x, w, b=None, *, relu=False, pool=False, algorithm='auto', transformed=None, out=None, workspace=None)"
-             "\n--\n\n"
-             "Convolution, stride 1, padded so that height and width are kept; with bias, ReLU and 2x2 max pooling.\n\n"
-             "Parameters\n----------\n"
-             "x : (N, H, W, C) float32\n"
-             "w : (K, 3, 3, C) or (K, 1, 1, C) float32\n"
-             "b : (K,) float32, optional\n"
-             "relu : bool\n"
-             "    Apply max(y, 0).\n"
-             "pool : bool or {\"floor\", \"ceil\"}\n"
-             "    Then pool, as max_pool2d; True is \"floor\".\n"
-             "algorithm : {\"auto\", \"direct\", \"winograd2\", \"winograd4\", \"winograd6\"}\n"
-             "    That one, or an error. \"auto\" is what conv2d_algorithm tells.\n"
-             "transformed : Tensor, optional\n"
-             "    What conv2d_transform_weights made of w: saves time where w is used again.\n"
-             "out : Tensor, or (Tensor, Tensor) with pool, optional\n"
-             "    Where to write; overlaps no input.\n"
-             "workspace : uint8 Tensor, optional\n"
-             "    Scratch of conv2d_workspace bytes, instead of a temporary allocation. In less, fewer threads work.\n\n"
-             "Returns\n-------\n"
-             "Tensor or (Tensor, Tensor)\n"
-             "    y (N, H, W, K); with pool (y, index), (N, H/2, W/2, K) float32 and uint8.\n\n"
-             "Raises\n------\n"
-             "NotImplementedError\n"
-             "    If the algorithm cannot do this.\n"
-             "ValueError\n"
-             "    If shapes do not fit, or workspace is too small for even one thread: it is never grown.\n\n"
-             "Notes\n-----\n"
-             "Bit-equal for any number of threads. The GIL is released.\n\n"
-             "Source: paper, section 2.1.");
+PyDoc_STRVAR(
+    conv2d_doc,
+    "conv2d(x, w, b=None, *, relu=False, pool=False, algorithm='auto', precision='float32', transformed=None, out=None, "
+    "workspace=None)\n--\n\n"
+    "Convolution, stride 1, padded so that height and width are kept; with bias, ReLU and 2x2 max pooling.\n\n"
+    "Parameters\n----------\n"
+    "x : (N, H, W, C) float32\n"
+    "w : (K, 3, 3, C) or (K, 1, 1, C) float32\n"
+    "b : (K,) float32, optional\n"
+    "relu : bool\n"
+    "    Apply max(y, 0).\n"
+    "pool : bool or {\"floor\", \"ceil\"}\n"
+    "    Then pool, as max_pool2d; True is \"floor\".\n"
+    "algorithm : {\"auto\", \"direct\", \"winograd2\", \"winograd4\", \"winograd6\"}\n"
+    "    That one, or an error. \"auto\" is what conv2d_algorithm tells.\n"
+    "precision : {\"float32\", \"tf32\"}\n"
+    "    \"tf32\": a GPU may round the factors of products to 10 bits of fraction, for its tensor cores.\n"
+    "transformed : Tensor, optional\n"
+    "    What conv2d_transform_weights made of w: saves time where w is used again.\n"
+    "out : Tensor, or (Tensor, Tensor) with pool, optional\n"
+    "    Where to write; overlaps no input.\n"
+    "workspace : uint8 Tensor, optional\n"
+    "    Scratch of conv2d_workspace bytes, instead of a temporary allocation. In less, fewer threads work.\n\n"
+    "Returns\n-------\n"
+    "Tensor or (Tensor, Tensor)\n"
+    "    y (N, H, W, K); with pool (y, index), (N, H/2, W/2, K) float32 and uint8.\n\n"
+    "Raises\n------\n"
+    "NotImplementedError\n"
+    "    If the algorithm cannot do this.\n"
+    "ValueError\n"
+    "    If shapes do not fit, or workspace is too small for even one thread: it is never grown.\n\n"
+    "Notes\n-----\n"
+    "Bit-equal for any number of threads. The GIL is released.\n\n"
+    "Source: paper, section 2.1.");
 
 static PyObject *py_conv2d(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"x", "w", "b", "relu", "pool", "algorithm", "transformed", "out", "workspace", NULL};
-    PyObject *x, *w, *b = Py_None, *pool = NULL, *algorithm = NULL, *transformed = Py_None, *out = Py_None,
+    static char *names[] = {"x", "w", "b", "relu", "pool", "algorithm", "precision", "transformed", "out", "workspace", NULL};
+    PyObject *x, *w, *b = Py_None, *pool = NULL, *algorithm = NULL, *precision = NULL, *transformed = Py_None, *out = Py_None,
                      *workspace = Py_None, *outs[2];
     int relu = 0;
     struct vgg_conv2d s = {0};
     size_t bytes;
     struct call c;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O$pOOOOO:conv2d", names, &x, &w, &b, &relu, &pool, &algorithm,
-                                     &transformed, &out, &workspace) ||
-        !parse_pool(pool, "conv2d", &s.pool) || !parse_algorithm(algorithm, "conv2d", &s.algorithm))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O$pOOOOOO:conv2d", names, &x, &w, &b, &relu, &pool, &algorithm,
+                                     &precision, &transformed, &out, &workspace) ||
+        !parse_pool(pool, "conv2d", &s.pool) || !parse_algorithm(algorithm, "conv2d", &s.algorithm) ||
+        !vggpy_precision(precision, "conv2d", &s.tf32))
         return NULL;
     s.relu = relu;
     s.transformed = transformed != Py_None;
@@ -159,8 +163,8 @@ static PyObject *py_conv2d_transform_weights(PyObject *module, PyObject *args, P
 }
 
 PyDoc_STRVAR(conv2d_backward_input_doc,
-             "conv2d_backward_input(dy, w, *, y=None, index=None, input_shape=None, algorithm='auto', out=None, "
-             "workspace=None)\n--\n\n"
+             "conv2d_backward_input(dy, w, *, y=None, index=None, input_shape=None, algorithm='auto', precision='float32', "
+             "out=None, workspace=None)\n--\n\n"
              "Gradient of conv2d with respect to x.\n\n"
              "Parameters\n----------\n"
              "dy : (N, H, W, K) float32\n"
@@ -172,7 +176,7 @@ PyDoc_STRVAR(conv2d_backward_input_doc,
              "    What conv2d(pool=...) returned with y. Floor or ceil is told by the shapes.\n"
              "input_shape : (N, H, W, C), optional\n"
              "    Of x; needed with index.\n"
-             "algorithm, workspace\n"
+             "algorithm, precision, workspace\n"
              "    As in conv2d.\n"
              "out : Tensor, optional\n\n"
              "Returns\n-------\n"
@@ -185,16 +189,16 @@ PyDoc_STRVAR(conv2d_backward_input_doc,
 
 static PyObject *py_conv2d_backward_input(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"dy", "w", "y", "index", "input_shape", "algorithm", "out", "workspace", NULL};
+    static char *names[] = {"dy", "w", "y", "index", "input_shape", "algorithm", "precision", "out", "workspace", NULL};
     static const char op[] = "conv2d_backward_input";
-    PyObject *dy, *w, *y = Py_None, *index = Py_None, *input_shape = Py_None, *algorithm = NULL, *out = Py_None,
-                      *workspace = Py_None;
+    PyObject *dy, *w, *y = Py_None, *index = Py_None, *input_shape = Py_None, *algorithm = NULL, *precision = NULL,
+                      *out = Py_None, *workspace = Py_None;
     struct vgg_conv2d s = {0};
     size_t input_sizes[VGG_MAX_NDIM], bytes;
     struct call c;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OOOOOO:conv2d_backward_input", names, &dy, &w, &y, &index, &input_shape,
-                                     &algorithm, &out, &workspace) ||
-        !parse_algorithm(algorithm, op, &s.algorithm) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OOOOOOO:conv2d_backward_input", names, &dy, &w, &y, &index,
+                                     &input_shape, &algorithm, &precision, &out, &workspace) ||
+        !parse_algorithm(algorithm, op, &s.algorithm) || !vggpy_precision(precision, op, &s.tf32) ||
         (input_shape != Py_None && !vggpy_shape4(input_shape, op, "input_shape", input_sizes)))
         return NULL;
     struct call_input in[] = {
@@ -215,15 +219,15 @@ static PyObject *py_conv2d_backward_input(PyObject *module, PyObject *args, PyOb
 }
 
 PyDoc_STRVAR(conv2d_backward_weight_doc,
-             "conv2d_backward_weight(dy, x, kernel_size=3, *, y=None, index=None, algorithm='auto', out=None, "
-             "accumulate=False, workspace=None)\n--\n\n"
+             "conv2d_backward_weight(dy, x, kernel_size=3, *, y=None, index=None, algorithm='auto', precision='float32', "
+             "out=None, accumulate=False, workspace=None)\n--\n\n"
              "Gradients of conv2d with respect to w and b.\n\n"
              "Parameters\n----------\n"
              "dy : (N, H, W, K) float32\n"
              "    Gradient with respect to conv2d's result; of the pooled shape if that pooled.\n"
              "x : (N, H, W, C) float32\n"
              "kernel_size : {1, 3}\n"
-             "y, index, algorithm, workspace\n"
+             "y, index, algorithm, precision, workspace\n"
              "    As in conv2d_backward_input.\n"
              "out : (Tensor, Tensor), optional\n"
              "    dw and db.\n"
@@ -239,18 +243,19 @@ PyDoc_STRVAR(conv2d_backward_weight_doc,
 
 static PyObject *py_conv2d_backward_weight(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"dy", "x", "kernel_size", "y", "index", "algorithm", "out", "accumulate", "workspace", NULL};
+    static char *names[] = {"dy",        "x",   "kernel_size", "y",         "index", "algorithm",
+                            "precision", "out", "accumulate",  "workspace", NULL};
     static const char op[] = "conv2d_backward_weight";
-    PyObject *dy, *x, *kernel_size = NULL, *y = Py_None, *index = Py_None, *algorithm = NULL, *out = Py_None,
+    PyObject *dy, *x, *kernel_size = NULL, *y = Py_None, *index = Py_None, *algorithm = NULL, *precision = NULL, *out = Py_None,
                       *workspace = Py_None, *outs[2];
     int accumulate = 0;
     uint64_t size = 3;
     struct vgg_conv2d s = {0};
     size_t bytes;
     struct call c;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O$OOOOpO:conv2d_backward_weight", names, &dy, &x, &kernel_size, &y,
-                                     &index, &algorithm, &out, &accumulate, &workspace) ||
-        !parse_algorithm(algorithm, op, &s.algorithm) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O$OOOOOpO:conv2d_backward_weight", names, &dy, &x, &kernel_size, &y,
+                                     &index, &algorithm, &precision, &out, &accumulate, &workspace) ||
+        !parse_algorithm(algorithm, op, &s.algorithm) || !vggpy_precision(precision, op, &s.tf32) ||
         (kernel_size && !vggpy_uint(kernel_size, op, "kernel_size", PTRDIFF_MAX, &size)))
         return NULL;
     if (accumulate && out == Py_None)
@@ -314,15 +319,15 @@ static PyObject *py_conv2d_algorithm(PyObject *module, PyObject *args, PyObject 
 }
 
 PyDoc_STRVAR(conv2d_workspace_doc,
-             "conv2d_workspace(x_shape, w_shape, direction='forward', *, pool=False, algorithm='auto', transformed=False, "
-             "device='cpu')\n--\n\n"
+             "conv2d_workspace(x_shape, w_shape, direction='forward', *, pool=False, algorithm='auto', precision='float32', "
+             "transformed=False, device='cpu')\n--\n\n"
              "Bytes that workspace= needs for one call of conv2d or its gradients.\n\n"
              "Parameters\n----------\n"
              "x_shape, w_shape : (N, H, W, C) and (K, R, R, C)\n"
              "direction : {\"forward\", \"backward_input\", \"backward_weight\"}\n"
              "pool : bool or {\"floor\", \"ceil\"}\n"
              "    Backward: the rounding that index was made with.\n"
-             "algorithm, device : str\n"
+             "algorithm, precision, device : str\n"
              "transformed : bool\n"
              "    Whether transformed= is given too.\n\n"
              "Returns\n-------\n"
@@ -330,20 +335,20 @@ PyDoc_STRVAR(conv2d_workspace_doc,
 
 static PyObject *py_conv2d_workspace(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"x_shape", "w_shape", "direction", "pool", "algorithm", "transformed", "device", NULL};
+    static char *names[] = {"x_shape", "w_shape", "direction", "pool", "algorithm", "precision", "transformed", "device", NULL};
     static const char op[] = "conv2d_workspace";
     int transformed = 0;
     struct vgg_state *state = vggpy_state(module);
-    PyObject *x_shape, *w_shape, *direction_object = NULL, *pool = NULL, *algorithm = NULL;
+    PyObject *x_shape, *w_shape, *direction_object = NULL, *pool = NULL, *algorithm = NULL, *precision = NULL;
     const char *device_name = "cpu";
     struct device device;
     enum vgg_direction direction;
     struct vgg_conv2d s = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O$OOps:conv2d_workspace", names, &x_shape, &w_shape, &direction_object,
-                                     &pool, &algorithm, &transformed, &device_name) ||
-        !parse_direction(direction_object, op, &direction) || !parse_pool(pool, op, &s.pool) ||
-        !parse_algorithm(algorithm, op, &s.algorithm) || !vggpy_device_parse(state, device_name, &device) ||
-        !shape_from_sizes(&s, state, op, x_shape, w_shape))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O$OOOps:conv2d_workspace", names, &x_shape, &w_shape, &direction_object,
+                                     &pool, &algorithm, &precision, &transformed, &device_name) ||
+        !vggpy_precision(precision, op, &s.tf32) || !parse_direction(direction_object, op, &direction) ||
+        !parse_pool(pool, op, &s.pool) || !parse_algorithm(algorithm, op, &s.algorithm) ||
+        !vggpy_device_parse(state, device_name, &device) || !shape_from_sizes(&s, state, op, x_shape, w_shape))
         return NULL;
     s.transformed = transformed;
     size_t bytes = 0;

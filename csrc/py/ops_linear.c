@@ -1,13 +1,15 @@
 /* ops_linear.c: bindings of the fully connected layer. */
 #include "py.h"
 
-PyDoc_STRVAR(linear_doc, "linear(x, w, b=None, *, relu=False, out=None, workspace=None)\n--\n\n"
+PyDoc_STRVAR(linear_doc, "linear(x, w, b=None, *, relu=False, precision='float32', out=None, workspace=None)\n--\n\n"
                          "Fully connected layer: y = x w^T + b, with ReLU if asked.\n\n"
                          "Parameters\n----------\n"
                          "x : (N, I) float32\n"
                          "w : (O, I) float32 or a bfloat16 Tensor\n"
                          "b : (O,) float32, optional\n"
                          "relu : bool\n"
+                         "precision : {\"float32\", \"tf32\"}\n"
+                         "    \"tf32\": a GPU may round the factors of products to 10 bits of fraction.\n"
                          "out : Tensor, optional\n"
                          "workspace : uint8 Tensor, optional\n"
                          "    Of linear_workspace bytes. In less, fewer threads work.\n\n"
@@ -21,14 +23,17 @@ PyDoc_STRVAR(linear_doc, "linear(x, w, b=None, *, relu=False, out=None, workspac
 
 static PyObject *py_linear(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"x", "w", "b", "relu", "out", "workspace", NULL};
-    PyObject *x, *w, *b = Py_None, *out = Py_None, *workspace = Py_None;
+    static char *names[] = {"x", "w", "b", "relu", "precision", "out", "workspace", NULL};
+    PyObject *x, *w, *b = Py_None, *precision = NULL, *out = Py_None, *workspace = Py_None;
     int relu = 0;
+    struct vgg_linear s = {0};
     size_t bytes;
     struct call c;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O$pOO:linear", names, &x, &w, &b, &relu, &out, &workspace))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O$pOOO:linear", names, &x, &w, &b, &relu, &precision, &out,
+                                     &workspace) ||
+        !vggpy_precision(precision, "linear", &s.tf32))
         return NULL;
-    struct vgg_linear s = {.relu = relu};
+    s.relu = relu;
     struct call_input in[] = {
         {.name = "x", .object = x, .dtype = VGG_FLOAT32},
         {.name = "w", .object = w, .dtype = VGG_FLOAT32},
@@ -43,11 +48,13 @@ static PyObject *py_linear(PyObject *module, PyObject *args, PyObject *kwargs)
     return call_end(&c);
 }
 
-PyDoc_STRVAR(linear_backward_input_doc, "linear_backward_input(dy, w, *, out=None, workspace=None)\n--\n\n"
+PyDoc_STRVAR(linear_backward_input_doc, "linear_backward_input(dy, w, *, precision='float32', out=None, workspace=None)\n--\n\n"
                                         "Gradient of linear with respect to x: dx = dy w.\n\n"
                                         "Parameters\n----------\n"
                                         "dy : (N, O) float32\n"
                                         "w : (O, I) float32\n"
+                                        "precision : {\"float32\", \"tf32\"}\n"
+                                        "    As in linear.\n"
                                         "out : Tensor, optional\n"
                                         "workspace : uint8 Tensor, optional\n\n"
                                         "Returns\n-------\n"
@@ -59,12 +66,14 @@ PyDoc_STRVAR(linear_backward_input_doc, "linear_backward_input(dy, w, *, out=Non
 
 static PyObject *py_linear_backward_input(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"dy", "w", "out", "workspace", NULL};
-    PyObject *dy, *w, *out = Py_None, *workspace = Py_None;
+    static char *names[] = {"dy", "w", "precision", "out", "workspace", NULL};
+    PyObject *dy, *w, *precision = NULL, *out = Py_None, *workspace = Py_None;
     struct vgg_linear s = {0};
     size_t bytes;
     struct call c;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OO:linear_backward_input", names, &dy, &w, &out, &workspace))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OOO:linear_backward_input", names, &dy, &w, &precision, &out,
+                                     &workspace) ||
+        !vggpy_precision(precision, "linear_backward_input", &s.tf32))
         return NULL;
     struct call_input in[] = {
         {.name = "dy", .object = dy, .dtype = VGG_FLOAT32},
@@ -79,11 +88,14 @@ static PyObject *py_linear_backward_input(PyObject *module, PyObject *args, PyOb
     return call_end(&c);
 }
 
-PyDoc_STRVAR(linear_backward_weight_doc, "linear_backward_weight(dy, x, *, out=None, accumulate=False, workspace=None)\n--\n\n"
+PyDoc_STRVAR(linear_backward_weight_doc, "linear_backward_weight(dy, x, *, precision='float32', out=None, accumulate=False, "
+                                         "workspace=None)\n--\n\n"
                                          "Gradients of linear with respect to w and b: dw = dy^T x, db = sum of dy's rows.\n\n"
                                          "Parameters\n----------\n"
                                          "dy : (N, O) float32\n"
                                          "x : (N, I) float32\n"
+                                         "precision : {\"float32\", \"tf32\"}\n"
+                                         "    As in linear.\n"
                                          "out : (Tensor, Tensor), optional\n"
                                          "    dw and db.\n"
                                          "accumulate : bool\n"
@@ -98,14 +110,15 @@ PyDoc_STRVAR(linear_backward_weight_doc, "linear_backward_weight(dy, x, *, out=N
 
 static PyObject *py_linear_backward_weight(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"dy", "x", "out", "accumulate", "workspace", NULL};
-    PyObject *dy, *x, *out = Py_None, *workspace = Py_None, *outs[2];
+    static char *names[] = {"dy", "x", "precision", "out", "accumulate", "workspace", NULL};
+    PyObject *dy, *x, *precision = NULL, *out = Py_None, *workspace = Py_None, *outs[2];
     int accumulate = 0;
     struct vgg_linear s = {0};
     size_t bytes;
     struct call c;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OpO:linear_backward_weight", names, &dy, &x, &out, &accumulate,
-                                     &workspace))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OOpO:linear_backward_weight", names, &dy, &x, &precision, &out,
+                                     &accumulate, &workspace) ||
+        !vggpy_precision(precision, "linear_backward_weight", &s.tf32))
         return NULL;
     if (accumulate && out == Py_None)
         return PyErr_Format(PyExc_ValueError, "linear_backward_weight: accumulate=True adds to out, which is None");

@@ -68,6 +68,8 @@ struct device {
     int index;
 };
 
+/* A device of the backend with that name; CUDA's is opened when it is first asked for. False without an exception: none is. */
+bool vggpy_device_find(const struct vgg_state *state, const char *name, size_t length, long index, struct device *device);
 bool vggpy_device_parse(const struct vgg_state *state, const char *name, struct device *device);
 PyObject *vggpy_device_name(struct device device); /* "cpu", "cuda:1" */
 bool vggpy_register_backend(struct vgg_state *state, const struct vgg_backend *backend);
@@ -80,10 +82,13 @@ static inline bool vggpy_same_device(struct device a, struct device b)
 /* A context for calls without workspace. It borrows *error. */
 struct vgg_context vggpy_context(struct device device, struct vgg_error *error);
 
-/* Moves bytes with the GIL released: to the device, to the host, on the device. */
-enum transfer { UPLOAD, DOWNLOAD, COPY };
+/* Moves bytes with the GIL released: to the device, to the host. */
+enum transfer { UPLOAD, DOWNLOAD };
 bool vggpy_transfer(const struct vgg_state *state, struct device device, enum transfer kind, void *to, const void *from,
                     size_t bytes);
+/* The same between any two devices. */
+bool vggpy_copy(const struct vgg_state *state, struct device device, void *to, struct device from_device, const void *from,
+                size_t bytes);
 
 /* ------------------------------------------------------------------------------------------------ storage (storage.c) */
 
@@ -158,6 +163,8 @@ bool vggpy_shape4(PyObject *object, const char *op, const char *name, size_t *sh
 bool vggpy_uint(PyObject *object, const char *op, const char *name, uint64_t max, uint64_t *value);
 /* Index of the string in choices (NULL at the end), or -1 with a ValueError that lists them. */
 int vggpy_choice(PyObject *object, const char *op, const char *name, const char *const *choices);
+/* precision="float32" (also for NULL) or "tf32". */
+bool vggpy_precision(PyObject *object, const char *op, bool *tf32);
 PyObject *vggpy_shape_tuple(int ndim, const Py_ssize_t *shape);
 
 /* ------------------------------------------------------------------------------------------------ DLPack (dlpack.c) */
@@ -165,6 +172,9 @@ PyObject *vggpy_shape_tuple(int ndim, const Py_ssize_t *shape);
 struct tensor *vggpy_from_dlpack(const struct vgg_state *state, PyObject *object);
 PyObject *vggpy_to_dlpack(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *vggpy_dlpack_device(PyObject *self, PyObject *unused);
+PyObject *vggpy_cuda_array_interface(PyObject *self, void *closure);
+/* Whether the object is an array of another library in a device's memory: a producer of DLPack, but not the CPU's. */
+bool vggpy_is_device_array(PyObject *object);
 
 /* ------------------------------------------------------------------------------------------------ calls (call.c) */
 

@@ -76,28 +76,11 @@ struct tensor *vggpy_tensor_new(const struct vgg_state *state, struct device dev
     return self;
 }
 
-/* Bytes from one device's memory to another's; between two accelerators by way of the host. */
-static bool move(const struct vgg_state *state, struct device to, void *data, struct device from, const void *source,
-                 size_t bytes)
-{
-    if (vggpy_same_device(from, to))
-        return vggpy_transfer(state, to, COPY, data, source, bytes);
-    if (from.backend->host)
-        return vggpy_transfer(state, to, UPLOAD, data, source, bytes);
-    if (to.backend->host)
-        return vggpy_transfer(state, from, DOWNLOAD, data, source, bytes);
-    struct storage *host = vggpy_storage_new(state, (struct device){state->backends[0], 0}, bytes);
-    bool done = host && vggpy_transfer(state, from, DOWNLOAD, host->data, source, bytes) &&
-                vggpy_transfer(state, to, UPLOAD, data, host->data, bytes);
-    Py_XDECREF((PyObject *)host);
-    return done;
-}
-
 struct tensor *vggpy_tensor_to_device(const struct vgg_state *state, struct tensor *tensor, struct device device)
 {
     struct vgg_array from = vggpy_tensor_array(tensor);
     struct tensor *to = vggpy_tensor_new(state, device, from.dtype, from.ndim, from.shape);
-    if (to && !move(state, device, to->data, tensor->storage->device, from.data, vggpy_tensor_bytes(to)))
+    if (to && !vggpy_copy(state, device, to->data, tensor->storage->device, from.data, vggpy_tensor_bytes(to)))
         Py_CLEAR(to);
     return to;
 }
@@ -108,6 +91,13 @@ static struct tensor *tensor_copy(const struct vgg_state *state, PyObject *objec
 {
     if (vggpy_is_tensor(state, object) && (dtype == VGG_DTYPE_COUNT || dtype == ((struct tensor *)object)->dtype))
         return vggpy_tensor_to_device(state, (struct tensor *)object, device);
+    if (!vggpy_is_tensor(state, object) &&
+        vggpy_is_device_array(object)) { /* of another library: the copy is made on its device */
+        struct tensor *there = vggpy_from_dlpack(state, object);
+        struct tensor *tensor = there ? tensor_copy(state, (PyObject *)there, op, name, dtype, device) : NULL;
+        Py_XDECREF((PyObject *)there);
+        return tensor;
+    }
     PyArrayObject *array = vggpy_host_array(state, object, op, name, dtype, true); /* the host casts */
     struct tensor *tensor = array ? vggpy_tensor_from_array(state, array, device) : NULL;
     Py_XDECREF((PyObject *)array);
@@ -256,6 +246,9 @@ static PyGetSetDef tensor_getset[] = {
     {"storage", tensor_storage, NULL, PyDoc_STR("Storage : the bytes, which other tensors may share."), NULL},
     {"readonly", tensor_readonly, NULL,
      PyDoc_STR("bool : whether in-place operations raise, because the memory was imported for reading only."), NULL},
+    {"__cuda_array_interface__", vggpy_cuda_array_interface, NULL,
+     PyDoc_STR("dict : the memory for other CUDA libraries (Numba's protocol, version 3); AttributeError on other devices."),
+     NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -399,7 +392,7 @@ static PyObject *tensor_copy_(PyObject *object, PyObject *from)
                vggpy_overlap(a.data, bytes, own.data, bytes)) {
         PyErr_SetString(PyExc_ValueError, "copy_: obj overlaps the tensor");
     } else {
-        done = move(state, to, own.data, at, a.data, bytes);
+        done = vggpy_copy(state, to, own.data, at, a.data, bytes);
     }
     Py_XDECREF((PyObject *)array);
     if (!done)
@@ -523,15 +516,24 @@ static PyObject *tensor_float(PyObject *self)
     return result;
 }
 
-PyDoc_STRVAR(dlpack_doc, "__dlpack__($self, /, *, stream=None, max_version=None, dl_device=None, copy=None)\n--\n\n"
-                         "Share the memory with another library, as a DLPack capsule.\n\n"
-                         "Raises\n------\n"
-                         "BufferError\n"
-                         "    If views are read-only and the consumer's DLPack is older than 1.0, or the device cannot be\n"
-                         "    shared without the copy that copy=False forbids.");
+PyDoc_STRVAR(dlpack_doc,
+             "__dlpack__($self, /, *, stream=None, max_version=None, dl_device=None, copy=None)\n--\n\n"
+             "Share the memory with another library, as a DLPack capsule.\n\n"
+             "Parameters\n----------\n"
+             "stream : int, optional\n"
+             "    The consumer's stream on the tensor's device, which waits for what this thread has queued. CUDA:\n"
+             "    None or 1 the default stream, 2 the thread's default stream, -1 no waiting, else a handle.\n"
+             "max_version : (int, int), optional\n"
+             "dl_device : (int, int), optional\n"
+             "    Where the memory is wanted: a copy where the tensor is elsewhere.\n"
+             "copy : bool, optional\n\n"
+             "Raises\n------\n"
+             "BufferError\n"
+             "    If views are read-only and the consumer's DLPack is older than 1.0, or the device cannot be\n"
+             "    shared without the copy that copy=False forbids.");
 
 PyDoc_STRVAR(dlpack_device_doc, "__dlpack_device__($self, /)\n--\n\n"
-                                "DLPack's (device type, number): (1, 0) is the CPU.");
+                                "DLPack's (device type, number): (1, 0) is the CPU, (2, n) is CUDA's device n.");
 
 static PyMethodDef tensor_methods[] = {
     {"numpy", tensor_numpy, METH_NOARGS, numpy_doc},
@@ -600,14 +602,17 @@ static PyObject *py_tensor(PyObject *module, PyObject *args, PyObject *kwargs)
     return (PyObject *)tensor_copy(state, object, "tensor", "obj", dtype, device);
 }
 
-PyDoc_STRVAR(from_dlpack_doc, "from_dlpack(obj, /)\n--\n\n"
-                              "A tensor that shares the memory of another library's array (or of a Tensor).\n\n"
-                              "Parameters\n----------\n"
-                              "obj : object with __dlpack__, or a DLPack capsule\n"
-                              "    C-contiguous float32, int64, uint8, bool (as uint8) or bfloat16 on the CPU.\n\n"
-                              "Raises\n------\n"
-                              "BufferError\n"
-                              "    If it cannot be shared as it is; vggnet.tensor copies then.");
+PyDoc_STRVAR(from_dlpack_doc,
+             "from_dlpack(obj, /)\n--\n\n"
+             "A tensor that shares the memory of another library's array (or of a Tensor).\n\n"
+             "Parameters\n----------\n"
+             "obj : object with __dlpack__, or a DLPack capsule\n"
+             "    C-contiguous float32, int64, uint8, bool (as uint8) or bfloat16, on the CPU or a CUDA device.\n"
+             "    Of a CUDA device, this thread's stream waits for what the object's library has queued; for a\n"
+             "    capsule, whoever asked for it saw to that.\n\n"
+             "Raises\n------\n"
+             "BufferError\n"
+             "    If it cannot be shared as it is; vggnet.tensor copies then.");
 
 static PyObject *py_from_dlpack(PyObject *module, PyObject *object)
 {

@@ -30,6 +30,8 @@ static const uintptr_t FAR = (uintptr_t)1 << 62;
     X(copy) \
     X(zero) \
     X(synchronize) \
+    X(stream) \
+    X(order) \
     X(memory_stats) \
     X(reset_peak) \
     X(conv2d_workspace) \
@@ -272,12 +274,13 @@ static enum vgg_status test_download(struct vgg_context *ctx, void *to_host, con
     FINISH(c, download, to_host, from_host, bytes);
 }
 
-static enum vgg_status test_copy(struct vgg_context *ctx, void *to, const void *from, size_t bytes)
+static enum vgg_status test_copy(struct vgg_context *ctx, void *to, const void *from, int from_device, size_t bytes)
 {
     struct call c = begin(ctx, ENTRY_copy);
     void *to_host = out(&c, "to", to, bytes);
+    c.context.device = from_device;
     const void *from_host = in(&c, "from", from, bytes);
-    FINISH(c, copy, to_host, from_host, bytes);
+    FINISH(c, copy, to_host, from_host, 0, bytes);
 }
 
 static enum vgg_status test_zero(struct vgg_context *ctx, void *data, size_t bytes)
@@ -290,6 +293,20 @@ static enum vgg_status test_zero(struct vgg_context *ctx, void *data, size_t byt
 static enum vgg_status test_synchronize(struct vgg_context *ctx)
 {
     return begin(ctx, ENTRY_synchronize).status;
+}
+
+static intptr_t test_stream(int device)
+{
+    note(ENTRY_stream);
+    return 1000 + device;
+}
+
+static enum vgg_status test_order(struct vgg_context *ctx, intptr_t before, intptr_t after)
+{
+    struct call c = begin(ctx, ENTRY_order);
+    if (before != 1000 + ctx->device || after < 1)
+        return fail(&c, VGG_INVALID_ARGUMENT, "the stream before is not the device's, or the one after is none");
+    return c.status;
 }
 
 static void test_memory_stats(int device, struct vgg_memory_stats *stats)
@@ -634,6 +651,7 @@ static enum vgg_status test_random_uniform(struct vgg_context *ctx, float *x, si
 
 static const struct vgg_backend table = {.name = "test",
                                          .host = false,
+                                         .dlpack_type = 12, /* an extension's */
 #define X(name) .name = test_##name,
                                          ENTRIES(X)
 #undef X

@@ -8,7 +8,7 @@ from typing import Any
 import vggnet as vgg
 
 from ..configs import CONFIGS
-from .common import add_command, begin, number, positive, print_json
+from .common import add_command, begin, number, positive, precision_option, print_json
 
 EXAMPLES = """\
   vggnet bench
@@ -40,6 +40,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--fc-width", type=positive, default=4096, metavar="N", help="of fc6 and fc7 (default: 4096)"
     )
+    precision_option(parser)
     parser.add_argument(
         "--seconds",
         type=number,
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         in_channels=args.in_channels,
         fc_width=args.fc_width,
         init="he",
+        precision=args.precision or "float32",
         seed=args.seed,
         device=args.device,
     )
@@ -75,8 +77,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _table(result: dict[str, Any]) -> str:
     about, total = result["machine"], result["total"]
+    where = (
+        f"{about['cpu']}, {about['kernel']}, {about['threads']} threads"
+        if "cpu" in about
+        else f"{about['name']}, {about['multiprocessors']} multiprocessors at {about['clock'] * 1e-6:.0f} MHz"
+    )
     lines = [
-        f"{about['cpu']}, {about['kernel']}, {about['threads']} threads; peak {about['peak'] * 1e-9:.0f} GFLOP/s, "
+        f"{where}; peak {about['peak'] * 1e-9:.0f} GFLOP/s, "
         f"memory {about['bandwidth'] * 1e-9:.0f} GB/s; least of {result['passes']} passes",
         "",
         HEADER,

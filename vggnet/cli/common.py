@@ -189,6 +189,14 @@ def weight_dtype_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def precision_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "tf32"),
+        help="tf32: a GPU may round the factors of products to 10 bits, for its tensor cores (default: the model's, float32)",
+    )
+
+
 # ---- output
 
 

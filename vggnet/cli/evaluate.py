@@ -19,6 +19,7 @@ from .common import (
     open_data,
     positive,
     positive_list,
+    precision_option,
     print_json,
     size_in_bytes,
     weight_dtype_option,
@@ -85,6 +86,7 @@ def add_parser(commands: Any) -> None:
         help="average posteriors that --posteriors stored, instead of evaluating models",
     )
     weight_dtype_option(parser)
+    precision_option(parser)
     parser.add_argument(
         "--batch", type=positive, default=32, metavar="N", help="crops in one forward pass (default: 32)"
     )
@@ -208,7 +210,10 @@ def _evaluate(args: argparse.Namespace) -> tuple[list[str], list[Report]]:
         raise UsageError("MODEL and --data are needed (or --fuse, or --paper list)")
     begin(args)
     given = _rows(args)
-    models = [vgg.load(path, device=args.device, weight_dtype=args.weight_dtype) for path in args.models]
+    models = [
+        vgg.load(path, device=args.device, weight_dtype=args.weight_dtype, precision=args.precision)
+        for path in args.models
+    ]
     entries: list[Any] = []
     names: list[str] = []
     if given:

@@ -15,6 +15,7 @@ from .common import (
     open_data,
     positive,
     positive_list,
+    precision_option,
     print_json,
     size_in_bytes,
     weight_dtype_option,
@@ -90,6 +91,7 @@ def add_parser(commands: Any) -> None:
         "--filter", choices=FILTERS, default="bicubic", help="of rescaling (default: bicubic)"
     )
     weight_dtype_option(parser)
+    precision_option(parser)
     parser.add_argument(
         "--batch",
         type=positive,
@@ -115,7 +117,10 @@ def run(args: argparse.Namespace) -> int:
     from ..features import Aggregation, extract, resolve
 
     begin(args)
-    models = [vgg.load(path, device=args.device, weight_dtype=args.weight_dtype) for path in args.model]
+    models = [
+        vgg.load(path, device=args.device, weight_dtype=args.weight_dtype, precision=args.precision)
+        for path in args.model
+    ]
     fields = {name: getattr(args, name) for name in ("layer", "mirror", "filter", "batch", "memory")}
     try:
         pairs = [

@@ -28,8 +28,8 @@ def add_parser(commands: Any) -> None:
 
 def one_line() -> str:
     """The facts of the build, for ``--version``."""
-    facts = vgg.build_info()
-    cuda = "CUDA built" if facts["cuda"]["built"] else "no CUDA"
+    facts = vgg._C.build_info()  # without opening CUDA's libraries
+    cuda = "CUDA built" if vgg.cuda.is_built() else "no CUDA"
     return (
         f"vggnet {facts['version']} ({facts['isa']}, {facts['threads']} threads, {cuda}, {facts['compiler']})"
     )

@@ -8,7 +8,15 @@ from typing import Any
 
 import vggnet as vgg
 
-from .common import add_command, begin, columns, positive, print_json, weight_dtype_option
+from .common import (
+    add_command,
+    begin,
+    columns,
+    positive,
+    precision_option,
+    print_json,
+    weight_dtype_option,
+)
 from .evaluate import make_protocol, protocol_options
 
 EXAMPLES = """\
@@ -28,6 +36,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--top", type=positive, default=5, metavar="N", help="how many classes (default: 5)")
     protocol_options(parser, "paper")
     weight_dtype_option(parser)
+    precision_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from ..preprocess import load_image
 
     begin(args)
-    model = vgg.load(args.model, device=args.device, weight_dtype=args.weight_dtype)
+    model = vgg.load(args.model, device=args.device, weight_dtype=args.weight_dtype, precision=args.precision)
     protocol = make_protocol(args, args.protocol, model)
     names = model.classes or [str(i) for i in range(model.num_classes)]
     results: list[dict[str, Any]] = []

@@ -24,6 +24,7 @@ from .common import (
     number,
     open_data,
     positive,
+    precision_option,
     print_json,
 )
 
@@ -43,7 +44,7 @@ EXAMPLES = """\
 DATA_FILE = "train.json"  # --data and --val of the run; all else is in its checkpoints
 LIMITS = ("epochs", "iterations")  # of the recipe: what a resumed run may change
 
-NET = ("config", "input_size", "in_channels", "fc_width", "dropout", "init")  # arguments of VGG
+NET = ("config", "input_size", "in_channels", "fc_width", "dropout", "init", "precision")  # arguments of VGG
 RECIPE = {  # options and the fields of Recipe that they set
     "batch": "batch",
     "micro_batch": "micro_batch",
@@ -123,6 +124,8 @@ def add_parser(commands: Any) -> None:
         help="mean and covariance of the training images, from vggnet data stats (default: computed in one pass)",
     )
     net.add_argument("--mean", type=_numbers, metavar="R,G,B", help="another mean, on the 0..255 scale")
+
+    precision_option(net)
 
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--batch", type=positive, metavar="N", help="images an update")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Collection
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..memory import free_memory
 
 if TYPE_CHECKING:
     from ..models import VGG
@@ -16,8 +16,8 @@ log = logging.getLogger("vggnet")
 
 def micro_batch(model: VGG, batch: int, layers: Collection[str]) -> int:
     """The batch, or its half, quarter, ...: the largest of which a training step of `layers` fits into four fifths of the
-    free memory."""
-    free = free_memory()
+    device's free memory."""
+    free = free_memory(model.device)
     micro = batch
     if free is None:
         return batch
@@ -26,23 +26,3 @@ def micro_batch(model: VGG, batch: int, layers: Collection[str]) -> int:
     if micro < batch:
         log.info("batches of %d go in parts of %d: %d MB of memory are free", batch, micro, free >> 20)
     return micro
-
-
-def free_memory() -> int | None:
-    """Bytes that may still be taken, of the machine and of the control group; None where that is unknown."""
-
-    def table(path: str) -> dict[str, int]:
-        lines = Path(path).read_text(encoding="ascii").splitlines()
-        return {line.split()[0].rstrip(":"): int(line.split()[1]) for line in lines}
-
-    free = []
-    with contextlib.suppress(OSError, ValueError, LookupError):
-        free.append(table("/proc/meminfo")["MemAvailable"] << 10)
-    with contextlib.suppress(OSError, ValueError, LookupError):  # "max" when there is no limit
-        group = Path("/sys/fs/cgroup")
-        limit, used = (
-            int((group / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current")
-        )
-        cached = table(f"{group}/memory.stat")["inactive_file"]  # given back when it is needed
-        free.append(limit - used + cached)
-    return min(free, default=None)
