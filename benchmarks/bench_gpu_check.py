@@ -70,7 +70,7 @@ def nets(device: str) -> str:
         scores = cpu.forward(x).numpy()
         _, expected = cpu.loss_and_gradients(x, labels)
         for precision in ("float32", "tf32"):
-            net = vgg.VGG(config, init="he", dropout=0.0, device=device, precision=precision)  # type: ignore[arg-type]
+            net = vgg.VGG(config, init="he", dropout=0.0, device=device, precision=precision)
             got, (_, grads), (_, again) = (
                 net.forward(x).numpy(),
                 *(net.loss_and_gradients(x, labels) for _ in range(2)),
@@ -101,7 +101,7 @@ def speed(device: str) -> str:
     for direction, batches in BATCHES.items():
         for batch in batches:
             for precision in ("float32", "tf32"):
-                net = vgg.VGG("D", init="he", device=device, precision=precision)  # type: ignore[arg-type]
+                net = vgg.VGG("D", init="he", device=device, precision=precision)
                 result = profile(net, batch, training=direction == "training", seconds=5)
                 result |= {"batch": batch, "direction": direction}
                 parts.append(f"**{direction}, batch {batch}, {precision}**\n\n```\n{_table(result)}\n```")

@@ -137,7 +137,7 @@ def text(net: str, batches: list[int], size: int, directions: list[str]) -> str:
     """All tables, with what they are."""
     parts = [
         f"Computed, not measured: ms that net {net} at {size} x {size} takes at least, a layer at a time, at the published "
-        "peak and bandwidth. Marked m: memory is the limit. FLOPs are the direct sum's: an engine with Winograd's algorithm can go "
+        "peak and bandwidth. Marked m: memory is the limit. FLOPs are the direct sum's: an engine with Winograd's can go "
         "below the times in float32."
     ]
     for direction in directions:

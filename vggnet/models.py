@@ -329,17 +329,18 @@ class VGG:
                 "x is uint8; expected float32 pixels minus the mean. For images use model.predict(images), "
                 "or subtract model.preprocessing.mean"
             )
-        x = as_input(x, self.device)
-        plan = self._plan(x.shape, layers, training=training, keep=keep)
-        if training:
-            self._transformed.clear()  # about to be out of date, and memory is dear now
-            rng = rng if rng is not None else Rng(self.seed, np.arange(x.shape[0]))
-            if len(rng.rows) != x.shape[0]:
-                raise ValueError(f"rng has {len(rng.rows)} rows; expected {x.shape[0]}, one an image")
+        shape = getattr(x, "shape", None) or np.shape(x)
         try:
+            x = as_input(x, self.device)
+            plan = self._plan(x.shape, layers, training=training, keep=keep)
+            if training:
+                self._transformed.clear()  # about to be out of date, and memory is dear now
+                rng = rng if rng is not None else Rng(self.seed, np.arange(x.shape[0]))
+                if len(rng.rows) != x.shape[0]:
+                    raise ValueError(f"rng has {len(rng.rows)} rows; expected {x.shape[0]}, one an image")
             return Run(self, plan, x, rng)
         except MemoryError as error:
-            raise self.too_large(error, x.shape, layers, training=training, keep=keep) from None
+            raise self.too_large(error, shape, layers, training=training, keep=keep) from None
 
     def too_large(
         self,
@@ -356,7 +357,7 @@ class VGG:
         def maps(batch: int) -> int:
             plan = self._plan((batch, *shape[1:]), layers, training=training, keep=keep)
             backward = plan.backward_arena(plan.steps, plan.learning(True)).size if training else 0
-            return plan.forward.size + plan.output_bytes() + backward
+            return nbytes(plan.shapes["data"]) + plan.forward.size + plan.output_bytes() + backward
 
         error.with_traceback(None)  # whose frames hold what the pass had taken
         free, batch = free_memory(self.device) or 0, shape[0]
