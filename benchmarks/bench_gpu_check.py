@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -113,8 +114,7 @@ def peer(device: str) -> str:
     """PyTorch on the same net and batches, in channels-last memory with cuDNN's own search."""
     if importlib.util.find_spec("torch") is None:
         return "PyTorch is not installed."
-    import torch
-
+    torch: Any = importlib.import_module("torch")
     if not torch.cuda.is_available():
         return f"PyTorch {torch.__version__} sees no GPU."
     torch.backends.cudnn.benchmark = True

@@ -224,13 +224,13 @@ class _Clock:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.marks: list[tuple[tuple[str, Direction] | None, Any]] = []
+        self.marks: list[tuple[tuple[str, Any] | None, Any]] = []
         self.mark()
 
     def __call__(self, layer: Layer, direction: Any) -> None:
         self.mark((layer.name, direction))
 
-    def mark(self, what: tuple[str, Direction] | None = None) -> None:
+    def mark(self, what: tuple[str, Any] | None = None) -> None:
         """`what` has just been done; on a GPU, queued: the time is taken by the device when it comes there."""
         now = time.perf_counter() if self.device.startswith("cpu") else cuda.record(self.device)
         self.marks.append((what, now))
