@@ -4,13 +4,16 @@ CC ?= cc
 # make peers: an interpreter that has benchmarks/peers.txt
 PEERS ?= $(PYTHON)
 
-.PHONY: build test lint nightly sanitize werror bench peers fashion-mnist paper-tables parity import-time clean
+.PHONY: build test cuda-test lint nightly sanitize werror bench peers fashion-mnist paper-tables parity import-time clean
 
 build: ## the extension in place, for working in the tree
 	$(PYTHON) -m pip install -q -e '.[test]'
 
 test: build ## what CI runs: lint, stubs and every test that takes seconds
 	$(PYTHON) -m pytest
+
+cuda-test: build ## the tests of the CUDA backend alone, on a GPU or, with VGGNET_CUDA_LIBS, on what stands in for one
+	$(PYTHON) -m pytest -k cuda tests
 
 lint: ## formatting and style alone
 	$(PYTHON) -m pytest -q tests/test_lint.py tests/test_lint_c.py
@@ -21,7 +24,7 @@ nightly: build ## every layer of every net at full size, and the optional second
 sanitize: ## the tests of operations and tensors under AddressSanitizer and UndefinedBehaviorSanitizer (gcc)
 	sh tools/sanitize.sh
 
-werror: ## warnings are errors, with both compilers; objects go to a scratch folder
+werror: ## warnings are errors, with both C compilers and nvcc; objects go to a scratch folder
 	sh tools/werror.sh
 
 bench: build ## speed of convolution by layer, see benchmarks/README.md

@@ -3,8 +3,8 @@
 Environment: CC picks the compiler (gcc or clang); VGGNET_WERROR=1 turns on every warning, as errors;
 VGGNET_SANITIZE=address,undefined builds with those sanitizers.
 VGGNET_CUDA=0 leaves the CUDA backend out, 1 insists on it, auto (the default) builds it if nvcc and the headers of cuBLAS and
-cuDNN are found: nvcc in CUDA_HOME, /usr/local/cuda or on the path; headers in CUDNN_HOME, CUBLAS_HOME, CUDA_HOME or the nvidia-* wheels of this
-environment. VGGNET_CUDA_ARCHS="80 90" picks the GPUs (default 75, which every later GPU runs by its PTX).
+cuDNN are found: nvcc in CUDA_HOME, /usr/local/cuda or on the path; headers in CUDNN_HOME, CUBLAS_HOME, CUDA_HOME or the
+nvidia-* wheels of this environment. VGGNET_CUDA_ARCHS="80 90" picks the GPUs (default 75, whose PTX every later GPU runs).
 """
 
 from __future__ import annotations
@@ -75,7 +75,11 @@ class Cuda:
     """Where nvcc and the headers are, or why there is no CUDA backend."""
 
     #: A header of each library, and the variable that says where it is.
-    HEADERS = (("cuda_runtime_api.h", "CUDA_HOME"), ("cublas_v2.h", "CUBLAS_HOME"), ("cudnn_graph.h", "CUDNN_HOME"))
+    HEADERS = (
+        ("cuda_runtime_api.h", "CUDA_HOME"),
+        ("cublas_v2.h", "CUBLAS_HOME"),
+        ("cudnn_graph.h", "CUDNN_HOME"),
+    )
 
     def __init__(self) -> None:
         self.nvcc = ""
@@ -89,7 +93,11 @@ class Cuda:
 
     def find(self) -> str:
         on_path = shutil.which("nvcc")
-        homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda", on_path and Path(on_path).resolve().parents[1]]
+        homes = [
+            os.environ.get("CUDA_HOME"),
+            "/usr/local/cuda",
+            on_path and Path(on_path).resolve().parents[1],
+        ]
         home = next((Path(h) for h in homes if h and Path(h, "bin/nvcc").is_file()), None)
         if home is None:
             return "there is no nvcc (set CUDA_HOME)"
@@ -100,7 +108,9 @@ class Cuda:
             folders = [*homes, self.home / "include", *wheels]
             found = next((folder for folder in folders if (folder / header).is_file()), None)
             if found is None:
-                return f"there is no {header} (pip install nvidia-cublas nvidia-cudnn-cu13, or set {variable})"
+                return (
+                    f"there is no {header} (pip install nvidia-cublas nvidia-cudnn-cu13, or set {variable})"
+                )
             self.include += ["-isystem", str(found)]
         return ""
 
@@ -108,8 +118,21 @@ class Cuda:
         """Of nvcc: machine code for each architecture, and PTX of the last for those that come."""
         codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in self.archs]
         ptx = f"-gencode=arch=compute_{self.archs[-1]},code=compute_{self.archs[-1]}"
-        host = "-fPIC,-fvisibility=hidden,-Wall,-Wextra" + (",-Werror" if os.environ.get("VGGNET_WERROR") == "1" else "")
-        return ["-std=c++17", "-O3", "-lineinfo", *codes, ptx, "-cudart", "shared", "-Xcompiler", host, *self.include]
+        host = "-fPIC,-fvisibility=hidden,-Wall,-Wextra" + (
+            ",-Werror" if os.environ.get("VGGNET_WERROR") == "1" else ""
+        )
+        return [
+            "-std=c++17",
+            "-O3",
+            "-lineinfo",
+            *codes,
+            ptx,
+            "-cudart",
+            "shared",
+            "-Xcompiler",
+            host,
+            *self.include,
+        ]
 
     def extension(self) -> Extension:
         folder = ROOT / "csrc" / "cuda"
@@ -121,7 +144,14 @@ class Cuda:
             define_macros=[("Py_LIMITED_API", "0x030B0000")] * LIMITED_API,
             extra_compile_args=[*self.include, *FLAGS],
             # libcudart is opened by vggnet/cuda.py before the extension that needs it: from wherever it is at run time
-            extra_link_args=[*LINK, "-ldl", "-lstdc++", f"-L{self.home}/lib64", f"-L{self.home}/lib", "-lcudart"],
+            extra_link_args=[
+                *LINK,
+                "-ldl",
+                "-lstdc++",
+                f"-L{self.home}/lib64",
+                f"-L{self.home}/lib",
+                "-lcudart",
+            ],
             py_limited_api=LIMITED_API,
         )
 
@@ -186,11 +216,16 @@ def sources() -> list[str]:
 def headers(*folders: str) -> list[str]:
     """Of csrc and these of its folders: what makes everything be compiled anew."""
     paths = [path for folder in ("", *folders) for path in (ROOT / "csrc" / folder).glob("*.*")]
-    return sorted(path.relative_to(ROOT).as_posix() for path in paths if path.suffix in (".h", ".cuh", ".def"))
+    return sorted(
+        path.relative_to(ROOT).as_posix() for path in paths if path.suffix in (".h", ".cuh", ".def")
+    )
 
 
 CUDA = Cuda()
-print(f"vggnet: CUDA backend: {'not built: ' + CUDA.why_not if CUDA.why_not else f'built by {CUDA.nvcc}'}", file=sys.stderr)
+print(
+    f"vggnet: CUDA backend: {'not built: ' + CUDA.why_not if CUDA.why_not else f'built by {CUDA.nvcc}'}",
+    file=sys.stderr,
+)
 
 setup(
     ext_modules=[

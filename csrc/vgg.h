@@ -281,7 +281,12 @@ struct vgg_memory_stats {
 };
 
 /* Every function returns VGG_OK or fills ctx->error and returns its status. Functions may be called from several threads.
- * *_workspace functions tell bytes and cannot fail but by overflow. No entry may be NULL. */
+ * *_workspace functions tell bytes and cannot fail but by overflow. No entry may be NULL.
+ *
+ * A device that works while the host goes on, such as cuda, never makes the host wait to look at values: a label outside
+ * 0..c-1 makes the loss, and its row of the gradient, NaN; an index that points nowhere puts nothing anywhere. Such a device
+ * may have no conv2d algorithm but `auto`, may not give the same bits for another split of a batch, and where its engines
+ * are Winograd's NaN and Inf go as far as winograd6's. */
 struct vgg_backend {
     const char *name; /* "cpu", "cuda": the device's name in Python */
     bool host;        /* data pointers may be read and written by the host */

@@ -1,10 +1,12 @@
 """Crop, mirror, shift and mean subtraction; and unfolding, which makes fc6 a convolution."""
 
+import functools
+
 import numpy as np
 import pytest
 from vggnet import _C
 
-from helpers import call, raises, survives_failed_allocations
+from helpers import call, ops, raises, survives_failed_allocations, unaligned
 from reference import augment, unfold
 from tolerance import EPS32, assert_exact, assert_within
 
@@ -26,29 +28,34 @@ def draw(rng, n, size, channels):
     return images, crops
 
 
+def augmented(device, images, crops, size, mean, shift=None):
+    """Into a guarded output; images, crops and shifts are always the host's."""
+    options = {"device": device} if shift is None else {"device": device, "shift": unaligned(shift)}
+    shape = (len(images), size, size, len(mean))
+    return call(functools.partial(_C.augment, images, unaligned(crops), size, mean, **options), out=shape)
+
+
 @pytest.mark.parametrize(
     "channels, mean", [(3, RGB), (1, (72.5,)), (3, (0, 0, 0)), (2, (1, 2)), (4, (1, 2, 3, 4))]
 )
 @pytest.mark.parametrize("n, size", [(0, 4), (1, 1), (5, 3), (4, 32), (2, 33)])
 @pytest.mark.parametrize("shifted", [False, True])
-def test_augment(rng, n, size, channels, mean, shifted):
+def test_augment(device, rng, n, size, channels, mean, shifted):
     images, crops = draw(rng, n, size, channels)
     shift = (10 * rng.standard_normal((n, channels))).astype(np.float32) if shifted else None
-    before = [a.copy() for a in images]
-    x = call(
-        lambda *a, **k: _C.augment(*a, **k), images, crops, size, mean, out=(n, size, size, channels),
-        **({} if shift is None else {"shift": shift}),
-    )  # fmt: skip
+    given = [*images, crops, shift] if shifted else [*images, crops]
+    before = [a.copy() for a in given]
+    x = augmented(device, images, crops, size, mean, shift)
     expected = augment.forward(images, crops, size, [float(np.float32(m)) for m in mean], shift)
     # Two additions of numbers up to 255, the mean and the shift.
     bound = EPS32 * (255 + max(map(abs, mean)) + (0 if shift is None or not n else np.abs(shift).max()))
     assert_within(x, expected, bound)
-    assert all(np.array_equal(a, b) for a, b in zip(before, images, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(before, given, strict=True)), "an input was written to"
 
 
-def test_integer_means_are_exact(rng):
+def test_integer_means_are_exact(device, rng):
     images, crops = draw(rng, 6, 8, 3)
-    x = call(_C.augment, images, crops, 8, (120, 110, 100), out=(6, 8, 8, 3))
+    x = augmented(device, images, crops, 8, (120, 110, 100))
     assert_exact(x, augment.forward(images, crops, 8, (120, 110, 100)))
 
 
@@ -105,19 +112,19 @@ def test_float_images_are_refused():
     ],
     ids=str,
 )
-def test_unfold(rng, shape, size):
+def test_unfold(device, rng, shape, size):
     x = rng.standard_normal(shape).astype(np.float32)
     expected = unfold.forward(x, size)
-    assert_exact(call(_C.unfold, x, size, out=expected.shape), expected)
+    assert_exact(call(ops.unfold, x, size, out=expected.shape), expected)
 
 
 @pytest.mark.parametrize("size", [0, 5, -1, 1 << 40])
 def test_unfold_errors(size):
     with pytest.raises(ValueError, match=r"unfold.*size"):
-        _C.unfold(np.zeros((1, 4, 6, 3), np.float32), size)
+        ops.unfold(np.zeros((1, 4, 6, 3), np.float32), size)
 
 
 def test_failed_allocations(rng):
     images, crops = draw(rng, 2, 8, 3)
     assert survives_failed_allocations(lambda: _C.augment(images, crops, 8, RGB)) >= 1
-    assert survives_failed_allocations(lambda: _C.unfold(np.zeros((1, 4, 4, 3), np.float32), 2)) == 1
+    assert survives_failed_allocations(lambda: ops.unfold(np.zeros((1, 4, 4, 3), np.float32), 2)) == 1

@@ -112,9 +112,13 @@ def _conv(put):
     y = ops.conv2d(x, w, b, relu=True)
     pooled, index = ops.conv2d(x, w, b, relu=True, pool=True)
     ceil, ceil_index = ops.conv2d(x, w, None, pool="ceil")
+    return [y, pooled, index, ceil, ceil_index, ops.conv2d(x, put(_normal(4, 1, 1, 5)))]
+
+
+def _conv_transformed(put):
+    x, w, b = put(_normal(2, 7, 6, 5)), put(_normal(9, 3, 3, 5)), put(_normal(9))
     transformed = ops.conv2d_transform_weights(w, x.shape, algorithm="winograd4")
-    again = ops.conv2d(x, w, b, algorithm="winograd4", transformed=transformed)
-    return [y, pooled, index, ceil, ceil_index, ops.conv2d(x, put(_normal(4, 1, 1, 5))), transformed, again]
+    return [transformed, ops.conv2d(x, w, b, algorithm="winograd4", transformed=transformed)]
 
 
 def _conv_backward(put):
@@ -224,6 +228,7 @@ def _memory(put):
 
 CASES = {
     "conv2d": _conv,
+    "conv2d_transformed": _conv_transformed,
     "conv2d_backward": _conv_backward,
     "linear": _linear,
     "max_pool2d": _pool,

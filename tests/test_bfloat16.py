@@ -11,7 +11,7 @@ from vggnet.cli import main
 from vggnet.configs import layers_of
 
 import tolerance
-from helpers import call, survives_failed_allocations
+from helpers import call, put, survives_failed_allocations, where
 from reference import linear as reference
 
 try:
@@ -40,8 +40,8 @@ def widened(bits):
 
 def narrow(values, offset=0):
     """A bfloat16 tensor of the values (in float32: exact ones), `offset` items off alignment; and what it holds."""
-    tensor = vgg.tensor(values, dtype="bfloat16")
-    arena = vgg.zeros((2 * offset + tensor.nbytes + 64,), "uint8")
+    tensor = vgg.tensor(values, dtype="bfloat16", device=where())
+    arena = vgg.zeros((2 * offset + tensor.nbytes + 64,), "uint8", where())
     laid = arena.view(2 * offset, tensor.shape, "bfloat16")
     laid.copy_(tensor)
     return laid, tensor.to(dtype="float32").numpy()
@@ -139,7 +139,7 @@ def test_torch_both_ways():
 def linear(x, w, b=None, relu=False):
     """Into guarded outputs, with a poisoned workspace."""
     n, i, o = *x.shape, w.shape[0]
-    need = _C.linear_workspace(n, i, o, weight_dtype=w.dtype)
+    need = _C.linear_workspace(n, i, o, weight_dtype=w.dtype, device=where())
     return call(_C.linear, x, w, b, out=(n, o), relu=relu, workspace=need)
 
 
@@ -149,14 +149,14 @@ SHAPES += [(1, 2051, 70), (8, 1030, 65), (9, 2051, 66), (40, 1029, 131), (0, 5, 
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids="n{0[0]}i{0[1]}o{0[2]}".format)
-def test_linear(isa, rng, shape):
+def test_linear(kernels, rng, shape):
     """The bits of the same weights in float32, which are within the bound of the reference."""
     n, i, o = shape
     x = np.maximum(rng.standard_normal((n, i)), 0).astype(np.float32)
     b = rng.standard_normal(o).astype(np.float32)
     w, held = narrow((rng.standard_normal((o, i)) * (2 / i) ** 0.5).astype(np.float32), offset=n % 3)
     y = linear(x, w, b)
-    assert y.tobytes() == linear(x, vgg.tensor(held), b).tobytes()
+    assert y.tobytes() == linear(x, put(held), b).tobytes()
     wide = [a.astype(np.float64) for a in (x, held, b)]
     tolerance.assert_within(y, reference.forward(*wide), tolerance.linear_bound(*wide), "y")
     assert linear(x, w, b, relu=True).tobytes() == np.maximum(y, 0).tobytes()
@@ -175,10 +175,10 @@ def test_threads_and_batches_give_equal_bits(isa, rng, threads):
 
 
 @pytest.mark.parametrize("n", [1, 3, 20])
-def test_nan_and_infinity_propagate(isa, n):
+def test_nan_and_infinity_propagate(kernels, n):
     values = np.zeros((6, 11), np.float32)
     values[:, 10] = [np.nan, np.inf, -np.inf, 1, -1, 0]
-    y = linear(np.ones((n, 11), np.float32), vgg.tensor(values, dtype="bfloat16"))
+    y = linear(np.ones((n, 11), np.float32), narrow(values)[0])
     np.testing.assert_array_equal(y, np.broadcast_to(values[:, 10], y.shape))
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vggnet import _C
 
 import tolerance
-from helpers import call, raises, survives_failed_allocations
+from helpers import call, ops, raises, survives_failed_allocations, where
 from reference import conv2d as reference
 from reference import max_pool2d, net
 
@@ -79,56 +79,57 @@ def pooled_shape(n, h, w, k, pool):
     return (n, max_pool2d.pooled(h, ceil), max_pool2d.pooled(w, ceil), k)
 
 
-def forward(x, w, b=None, *, relu=False, pool=None, algorithm="direct", offset=1):
+def workspace_for(x_shape, w_shape, direction, pool, algorithm):
+    """Options of a call: the algorithm (a CUDA device has its own alone) and the bytes that it asks for."""
+    algorithm = algorithm or ("direct" if where() == "cpu" else "auto")
+    size = _C.conv2d_workspace(
+        x_shape, w_shape, direction, pool=pool or False, algorithm=algorithm, device=where()
+    )
+    return {"algorithm": algorithm, "workspace": size}
+
+
+def forward(x, w, b=None, *, relu=False, pool=None, algorithm=None, offset=1):
     n, h, width, _ = x.shape
     k = w.shape[0]
-    workspace = _C.conv2d_workspace(x.shape, w.shape, "forward", pool=pool or False, algorithm=algorithm)
     options = {
         "relu": relu,
         "pool": pool or False,
-        "algorithm": algorithm,
-        "workspace": workspace,
         "offset": offset,
+        **workspace_for(x.shape, w.shape, "forward", pool, algorithm),
     }
     if pool:
         shape = pooled_shape(n, h, width, k, pool)
-        return call(_C.conv2d, x, w, b, out=[(shape, "float32"), (shape, "uint8")], **options)
-    return call(_C.conv2d, x, w, b, out=(n, h, width, k), **options)
+        return call(ops.conv2d, x, w, b, out=[(shape, "float32"), (shape, "uint8")], **options)
+    return call(ops.conv2d, x, w, b, out=(n, h, width, k), **options)
 
 
-def backward_input(dy, w, y=None, index=None, input_shape=None, pool=None, algorithm="direct", offset=1):
+def backward_input(dy, w, y=None, index=None, input_shape=None, pool=None, algorithm=None, offset=1):
     shape = input_shape if input_shape is not None else (*dy.shape[:3], w.shape[3])
     options = {k: v for k, v in {"y": y, "index": index, "input_shape": input_shape}.items() if v is not None}
-    workspace = _C.conv2d_workspace(shape, w.shape, "backward_input", pool=pool or False, algorithm=algorithm)
+    options |= workspace_for(shape, w.shape, "backward_input", pool, algorithm)
     return call(
-        _C.conv2d_backward_input,
+        ops.conv2d_backward_input,
         dy,
         w,
         out=shape,
-        algorithm=algorithm,
-        workspace=workspace,
         offset=offset,
         **options,
     )
 
 
-def backward_weight(dy, x, size, y=None, index=None, pool=None, before=None, algorithm="direct", offset=1):
+def backward_weight(dy, x, size, y=None, index=None, pool=None, before=None, algorithm=None, offset=1):
     """before: (dw, db) to accumulate on."""
     w_shape = (dy.shape[3], size, size, x.shape[3])
     options = {k: v for k, v in {"y": y, "index": index}.items() if v is not None}
-    workspace = _C.conv2d_workspace(
-        x.shape, w_shape, "backward_weight", pool=pool or False, algorithm=algorithm
-    )
+    options |= workspace_for(x.shape, w_shape, "backward_weight", pool, algorithm)
     values = (None, None) if before is None else before
     return call(
-        _C.conv2d_backward_weight,
+        ops.conv2d_backward_weight,
         dy,
         x,
         size,
         out=[(w_shape, "float32", values[0]), ((dy.shape[3],), "float32", values[1])],
         accumulate=before is not None,
-        algorithm=algorithm,
-        workspace=workspace,
         offset=offset,
         **options,
     )
@@ -191,7 +192,7 @@ def _forget():
 
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES, ids=label)
-def test_forward(isa, shape, size):
+def test_forward(kernels, shape, size):
     for fusion in fusions(shape):
         x, w, b, expected, _, _ = _case(shape, size, fusion)
         _, relu, pool = fusion
@@ -207,7 +208,7 @@ def test_forward(isa, shape, size):
 
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES, ids=label)
-def test_backward_input(isa, shape, size):
+def test_backward_input(kernels, shape, size):
     for fusion in fusions(shape):
         x, w, _, _, _, dy = _case(shape, size, fusion)
         pool = fusion[2]
@@ -218,7 +219,7 @@ def test_backward_input(isa, shape, size):
 
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES, ids=label)
-def test_backward_weight(isa, shape, size):
+def test_backward_weight(kernels, shape, size):
     for fusion in fusions(shape):
         x, w, b, _, _, dy = _case(shape, size, fusion)
         before = None if b is None else (w, b)
@@ -231,11 +232,12 @@ def test_backward_weight(isa, shape, size):
 
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES, ids=label)
-def test_integers_are_exact(isa, rng, shape, size):
+def test_integers_are_exact(kernels, rng, shape, size):
     x, w, b = integers(rng, *shape, size)
+    offset = shape[3] % 2  # in floats
     pools = (None, "ceil", "floor") if shape in SMOKE else (None, "ceil")
     for pool in pools[: 2 if min(shape[1:3]) < 2 else 3]:
-        y = forward(x, w, b, relu=True, pool=pool)
+        y = forward(x, w, b, relu=True, pool=pool, offset=offset)
         expected = reference.fused(wide(x), wide(w), wide(b), True, pool)
         index = None
         if pool:
@@ -244,9 +246,9 @@ def test_integers_are_exact(isa, rng, shape, size):
         tolerance.assert_exact(y, expected, "y")
         dy = rng.integers(-3, 4, y.shape).astype(np.float32)
         g = reference.fused_gradient(wide(dy), y, index, x.shape)
-        dx = backward_input(dy, w, y, index, x.shape if pool else None, pool)
+        dx = backward_input(dy, w, y, index, x.shape if pool else None, pool, offset=offset)
         tolerance.assert_exact(dx, reference.backward_input(g, wide(w)), "dx")
-        dw, db = backward_weight(dy, x, size, y, index, pool)
+        dw, db = backward_weight(dy, x, size, y, index, pool, offset=offset)
         expected_dw, expected_db = reference.backward_weight(g, wide(x), size)
         tolerance.assert_exact(dw, expected_dw, "dw")
         tolerance.assert_exact(db, expected_db, "db")
@@ -375,7 +377,30 @@ def test_nan_and_inf_propagate(isa, rng, value):
             tolerance.assert_exact(result, expected)
 
 
-def test_masked_gradients_are_not_read_as_numbers(isa, rng):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_and_inf_are_not_lost(device, rng, value):
+    """Whatever the algorithm: what they are a term of is not finite; a NaN stays one through a fused ReLU and a pool."""
+    x, w, b = integers(rng, 1, 6, 7, 5, 18, 3)
+    dy = rng.integers(-3, 4, (1, 6, 7, 18)).astype(np.float32)
+    x[0, 2, 3, 4] = dy[0, 0, 6, 17] = value
+    in_x, in_dy, ones = wide(~np.isfinite(x)), wide(~np.isfinite(dy)), np.ones(w.shape)
+    reached = reference.forward(in_x, ones) > 0
+    assert reached.any() and not np.isfinite(forward(x, w, b)[reached]).any()
+    if np.isnan(value):
+        assert np.isnan(forward(x, w, b, relu=True)[reached]).all()
+        y, _ = forward(x, w, b, relu=True, pool="ceil")
+        assert np.isnan(y[max_pool2d.forward(wide(reached), True)[0] > 0]).all()
+    reached = reference.backward_input(in_dy, ones) > 0
+    assert reached.any() and not np.isfinite(backward_input(dy, w)[reached]).any()
+    dw, db = backward_weight(dy, x, 3)
+    by_dy, by_x = (
+        reference.backward_weight(in_dy, np.ones(x.shape)),
+        reference.backward_weight(np.ones(dy.shape), in_x),
+    )
+    assert not np.isfinite(dw[by_dy[0] + by_x[0] > 0]).any() and not np.isfinite(db[by_dy[1] > 0]).any()
+
+
+def test_masked_gradients_are_not_read_as_numbers(kernels, rng):
     """y <= 0 masks dy away, also where dy is NaN: 0 is chosen, not multiplied."""
     x, w, _ = integers(rng, 1, 4, 4, 3, 8, 3)
     dy = np.full((1, 4, 4, 8), np.nan, np.float32)
@@ -385,7 +410,7 @@ def test_masked_gradients_are_not_read_as_numbers(isa, rng):
     assert not dw.any() and not db.any()
 
 
-def test_empty_batch_zeroes_sums():
+def test_empty_batch_zeroes_sums(device):
     x, dy = np.zeros((0, 4, 4, 3), np.float32), np.zeros((0, 4, 4, 5), np.float32)
     dw, db = backward_weight(dy, x, 3)
     assert dw.shape == (5, 3, 3, 3) and not dw.any() and not db.any()
@@ -394,13 +419,13 @@ def test_empty_batch_zeroes_sums():
     assert (dw == 1).all() and (db == 1).all()
 
 
-def test_long_sums_of_positives():
+def test_long_sums_of_positives(device):
     """320,000 positives: a sequential float32 sum is off by 5e-5, blocked ones by parts of a million."""
     n, h, w = 8, 200, 200
     rng = np.random.default_rng(5)
     x = rng.uniform(0.5, 1, (n, h, w, 1)).astype(np.float32)
     dy = rng.uniform(0.5, 1, (n, h, w, 2)).astype(np.float32)
-    results = _C.conv2d_backward_weight(dy, x, 1)
+    results = ops.conv2d_backward_weight(dy, x, 1)
     expected = reference.backward_weight(wide(dy), wide(x), 1)
     for name, result, value in zip(("dw", "db"), results, expected, strict=True):
         tolerance.assert_within(result.numpy(), value, tolerance.long_sum_bound(value, n * h * w), name)
@@ -435,7 +460,7 @@ def zeros(*shape):
 )
 def test_forward_errors(arguments, options, words):
     with raises(words):
-        _C.conv2d(*arguments, **options)
+        ops.conv2d(*arguments, **options)
 
 
 def test_backward_errors():
@@ -443,29 +468,29 @@ def test_backward_errors():
     index = np.zeros((1, 2, 2, 8), np.uint8)
     for function, words in [
         (
-            lambda: _C.conv2d_backward_input(dy, zeros(7, 3, 3, 3)),
+            lambda: ops.conv2d_backward_input(dy, zeros(7, 3, 3, 3)),
             ["conv2d_backward_input", "(7, 3, 3, 3)", "8"],
         ),
-        (lambda: _C.conv2d_backward_input(dy, w, y=zeros(1, 4, 4, 7)), ["y", "(1, 4, 4, 7)"]),
-        (lambda: _C.conv2d_backward_input(zeros(1, 2, 2, 8), w, index=index), ["input_shape"]),
+        (lambda: ops.conv2d_backward_input(dy, w, y=zeros(1, 4, 4, 7)), ["y", "(1, 4, 4, 7)"]),
+        (lambda: ops.conv2d_backward_input(zeros(1, 2, 2, 8), w, index=index), ["input_shape"]),
         (
-            lambda: _C.conv2d_backward_input(zeros(1, 2, 2, 8), w, index=index, input_shape=(1, 7, 4, 3)),
+            lambda: ops.conv2d_backward_input(zeros(1, 2, 2, 8), w, index=index, input_shape=(1, 7, 4, 3)),
             ["dy", "(1, 2, 2, 8)", "7 x 4"],
         ),
         (
-            lambda: _C.conv2d_backward_input(zeros(1, 2, 2, 8), w, index=index[:, :1], input_shape=x.shape),
+            lambda: ops.conv2d_backward_input(zeros(1, 2, 2, 8), w, index=index[:, :1], input_shape=x.shape),
             ["index", "(1, 1, 2, 8)"],
         ),
         (
-            lambda: _C.conv2d_backward_weight(dy, zeros(1, 5, 4, 3)),
+            lambda: ops.conv2d_backward_weight(dy, zeros(1, 5, 4, 3)),
             ["conv2d_backward_weight", "dy", "(1, 4, 4, 8)", "5 x 4"],
         ),
-        (lambda: _C.conv2d_backward_weight(dy, x, 2), ["kernel_size", "2"]),
+        (lambda: ops.conv2d_backward_weight(dy, x, 2), ["kernel_size", "2"]),
         (
-            lambda: _C.conv2d_backward_weight(dy, x, 3, out=(_C.empty((8, 3, 3, 3)), _C.empty((9,)))),
+            lambda: ops.conv2d_backward_weight(dy, x, 3, out=(_C.empty((8, 3, 3, 3)), _C.empty((9,)))),
             ["out", "(9,)"],
         ),
-        (lambda: _C.conv2d_backward_weight(dy, x, 3, accumulate=True), ["accumulate", "out"]),
+        (lambda: ops.conv2d_backward_weight(dy, x, 3, accumulate=True), ["accumulate", "out"]),
     ]:
         with raises(words):
             function()
@@ -474,15 +499,15 @@ def test_backward_errors():
 def test_wrong_types():
     x, w = zeros(1, 4, 4, 3), zeros(8, 3, 3, 3)
     with pytest.raises(TypeError):
-        _C.conv2d(x, w, out=np.zeros((1, 4, 4, 8), np.float32))  # out= takes Tensors
+        ops.conv2d(x, w, out=np.zeros((1, 4, 4, 8), np.float32))  # out= takes Tensors
     with pytest.raises((TypeError, ValueError)):
-        _C.conv2d(np.zeros((1, 4, 4, 3), np.complex64), w)
+        ops.conv2d(np.zeros((1, 4, 4, 3), np.complex64), w)
     with pytest.raises((TypeError, ValueError)):
-        _C.conv2d("image", w)
+        ops.conv2d("image", w)
 
 
 @pytest.mark.parametrize("place", [4, 255])
-def test_index_out_of_range(place):
+def test_index_out_of_range(device, place):
     """An index that no pooling makes names no winner: its gradient goes nowhere, least of all out of bounds."""
     rng = np.random.default_rng(place)
     dy, w, x = (rng.standard_normal(s).astype(np.float32) for s in [(1, 2, 2, 8), (8, 3, 3, 3), (1, 4, 4, 3)])
@@ -522,11 +547,11 @@ def test_algorithm_is_a_pure_function(threads):
 def test_failed_allocations():
     x, w, b, y, index, dy = _case((2, 6, 5, 4, 9), 3, FUSIONS[2])
     y = y.astype(np.float32)
-    assert survives_failed_allocations(lambda: _C.conv2d(x, w, b, relu=True, pool=True)) >= 2
+    assert survives_failed_allocations(lambda: ops.conv2d(x, w, b, relu=True, pool=True)) >= 2
     survives_failed_allocations(
-        lambda: _C.conv2d_backward_input(dy, w, y=y, index=index, input_shape=x.shape)
+        lambda: ops.conv2d_backward_input(dy, w, y=y, index=index, input_shape=x.shape)
     )
-    survives_failed_allocations(lambda: _C.conv2d_backward_weight(dy, x, 3, y=y, index=index))
+    survives_failed_allocations(lambda: ops.conv2d_backward_weight(dy, x, 3, y=y, index=index))
 
 
 # ---------------------------------------------------------------------------------------------- the real
@@ -552,13 +577,13 @@ def test_real_layers(side, c, k, size):
         rng = np.random.default_rng([n, side, c, k])
         x, w, b = dense(rng, n, side, side, c, k, size)
         dy = rng.standard_normal((n, side, side, k)).astype(np.float32)
-        y = _C.conv2d(x, w, b, algorithm="direct").numpy()
+        y = ops.conv2d(x, w, b, algorithm="direct").numpy()
         bound = tolerance.conv2d_bound(wide(x), wide(w), wide(b))
         tolerance.assert_within(y, reference.forward(wide(x), wide(w), wide(b)), bound, "y")
-        dx = _C.conv2d_backward_input(dy, w, algorithm="direct").numpy()
+        dx = ops.conv2d_backward_input(dy, w, algorithm="direct").numpy()
         bound = tolerance.conv2d_backward_input_bound(wide(dy), wide(w))
         tolerance.assert_within(dx, reference.backward_input(wide(dy), wide(w)), bound, "dx")
-        results = _C.conv2d_backward_weight(dy, x, size, algorithm="direct")
+        results = ops.conv2d_backward_weight(dy, x, size, algorithm="direct")
         expected = reference.backward_weight(wide(dy), wide(x), size)
         bounds = tolerance.conv2d_backward_weight_bound(wide(dy), wide(x), size)
         for name, result, value, bound in zip(("dw", "db"), results, expected, bounds, strict=True):

@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from vggnet import _C
 
-from helpers import Guarded, call, raises, survives_failed_allocations
+from helpers import Guarded, call, ops, raises, survives_failed_allocations
 from reference import euclidean as reference
 from tolerance import assert_within, euclidean_loss_bound
 
@@ -14,7 +13,7 @@ SHAPES = [(1, 1, 1), (3, 1, 4), (5, 10, 4), (2, 1000, 4), (7, 3, 5), (700, 2, 3)
 def check(x, target, labels=None, normalizer=None):
     options = {} if normalizer is None else {"normalizer": normalizer}
     inputs = (x, target) if labels is None else (x, target, labels)
-    loss, dx = call(_C.euclidean_loss, *inputs, out=[((), "float32"), (x.shape, "float32")], **options)
+    loss, dx = call(ops.euclidean_loss, *inputs, out=[((), "float32"), (x.shape, "float32")], **options)
     wide = x.astype(np.float64), target.astype(np.float64), labels, normalizer or len(x)
     (expected, gradient), (loss_bound, dx_bound) = reference.loss(*wide), euclidean_loss_bound(*wide)
     assert_within(loss, expected, loss_bound, "loss")
@@ -23,7 +22,7 @@ def check(x, target, labels=None, normalizer=None):
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e6])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_against_reference(rng, shape, scale):
+def test_against_reference(device, rng, shape, scale):
     n, classes, d = shape
     x, target = ((scale * rng.standard_normal(s)).astype(np.float32) for s in ((n, classes * d), (n, d)))
     check(x, target, rng.integers(0, classes, n))
@@ -32,31 +31,31 @@ def test_against_reference(rng, shape, scale):
     check(x[:, :d].copy(), target, normalizer=0.25)
 
 
-def test_a_hit_costs_nothing():
-    loss, dx = _C.euclidean_loss(np.full((2, 4), 0.3, np.float32), np.full((2, 4), 0.3, np.float32))
+def test_a_hit_costs_nothing(device):
+    loss, dx = ops.euclidean_loss(np.full((2, 4), 0.3, np.float32), np.full((2, 4), 0.3, np.float32))
     assert float(loss) == 0 and not dx.numpy().any()
 
 
-def test_only_the_own_class_has_a_gradient():
-    _, dx = _C.euclidean_loss(np.ones((2, 6), np.float32), np.zeros((2, 2), np.float32), [2, 0])
+def test_only_the_own_class_has_a_gradient(device):
+    _, dx = ops.euclidean_loss(np.ones((2, 6), np.float32), np.zeros((2, 2), np.float32), [2, 0])
     assert dx.numpy().tolist() == [[0, 0, 0, 0, 0.5, 0.5], [0.5, 0.5, 0, 0, 0, 0]]
 
 
-def test_nan_and_inf_propagate():
+def test_nan_and_inf_propagate(device):
     x, target = np.zeros((3, 4), np.float32), np.zeros((3, 2), np.float32)
     x[0, 2], x[1, 0], x[2, 0] = np.nan, np.inf, np.nan
-    loss, dx = _C.euclidean_loss(x, target, [0, 0, 1])  # the NaN are in predictions that do not count
+    loss, dx = ops.euclidean_loss(x, target, [0, 0, 1])  # the NaN are in predictions that do not count
     assert (
         float(loss) == np.inf and dx.numpy()[1].tolist() == [np.inf, 0, 0, 0] and not dx.numpy()[[0, 2]].any()
     )
-    loss, dx = _C.euclidean_loss(x, target, [1, 1, 1])
+    loss, dx = ops.euclidean_loss(x, target, [1, 1, 1])
     assert np.isnan(float(loss)) and np.isnan(dx.numpy()[0, 2]) and np.isnan(dx.numpy()).sum() == 1
 
 
-def test_micro_batches_with_one_normalizer_add_up(rng):
+def test_micro_batches_with_one_normalizer_add_up(device, rng):
     x, target = (rng.standard_normal((7, 4)).astype(np.float32) for _ in range(2))
-    whole, dx = _C.euclidean_loss(x, target)
-    parts = [_C.euclidean_loss(x[p], target[p], normalizer=7.0) for p in (slice(0, 3), slice(3, 7))]
+    whole, dx = ops.euclidean_loss(x, target)
+    parts = [ops.euclidean_loss(x[p], target[p], normalizer=7.0) for p in (slice(0, 3), slice(3, 7))]
     assert sum(float(loss) for loss, _ in parts) == pytest.approx(float(whole), rel=1e-6)
     assert np.concatenate([d.numpy() for _, d in parts]).tobytes() == dx.numpy().tobytes()
 
@@ -65,17 +64,17 @@ def test_micro_batches_with_one_normalizer_add_up(rng):
 def test_label_out_of_range_writes_nothing(bad):
     loss, dx = Guarded((), value=7.0), Guarded((2, 8), value=7.0)
     with raises(["euclidean_loss", "label", str(bad)]):
-        _C.euclidean_loss(
+        ops.euclidean_loss(
             np.zeros((2, 8), np.float32), np.zeros((2, 4), np.float32), [1, bad], out=(loss.tensor, dx.tensor)
         )
     assert loss.numpy() == 7 and (dx.numpy() == 7).all()
 
 
 @pytest.mark.parametrize("shapes", [((0, 4), (0, 4)), ((0, 8), (0, 4)), ((3, 0), (3, 0))])
-def test_empty(shapes):
+def test_empty(device, shapes):
     x, target = (np.zeros(shape, np.float32) for shape in shapes)
     labels = (np.zeros(len(x), np.int64),) if shapes[0] != shapes[1] else ()
-    loss, dx = call(_C.euclidean_loss, x, target, *labels, out=[((), "float32"), (x.shape, "float32")])
+    loss, dx = call(ops.euclidean_loss, x, target, *labels, out=[((), "float32"), (x.shape, "float32")])
     assert loss == 0 and dx.shape == x.shape
 
 
@@ -102,8 +101,8 @@ X, TARGET = np.zeros((3, 4), np.float32), np.zeros((3, 2), np.float32)
 )
 def test_errors(arguments, options, words):
     with raises(words, (ValueError, TypeError)):
-        _C.euclidean_loss(*arguments, **options)
+        ops.euclidean_loss(*arguments, **options)
 
 
 def test_failed_allocations():
-    assert survives_failed_allocations(lambda: _C.euclidean_loss(X, TARGET, [0, 1, 0])) == 2
+    assert survives_failed_allocations(lambda: ops.euclidean_loss(X, TARGET, [0, 1, 0])) == 2

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from vggnet import _C
 
 import tolerance
-from helpers import call, raises, survives_failed_allocations
+from helpers import call, ops, raises, survives_failed_allocations, where
 from reference import linear as reference
 
 # rows, in, out: every remainder of the tiles (6x16, 14x32 and scalar's) forward (rows x out), backward to the
@@ -41,27 +41,27 @@ def integers(rng, n, i, o):
 
 
 def workspace(n, i, o, direction):
-    return _C.linear_workspace(n, i, o, direction)
+    return _C.linear_workspace(n, i, o, direction, device=where())
 
 
 def forward(x, w, b=None, relu=False, offset=1):
     (n, i), o = x.shape, len(w)
     return call(
-        _C.linear, x, w, b, out=(n, o), relu=relu, offset=offset, workspace=workspace(n, i, o, "forward")
+        ops.linear, x, w, b, out=(n, o), relu=relu, offset=offset, workspace=workspace(n, i, o, "forward")
     )
 
 
 def backward_input(dy, w, offset=1):
     (n, o), i = dy.shape, w.shape[1]
     scratch = workspace(n, i, o, "backward_input")
-    return call(_C.linear_backward_input, dy, w, out=(n, i), offset=offset, workspace=scratch)
+    return call(ops.linear_backward_input, dy, w, out=(n, i), offset=offset, workspace=scratch)
 
 
 def backward_weight(dy, x, before=None, offset=1):
     (n, o), i = dy.shape, x.shape[1]
     values = before or (None, None)
     return call(
-        _C.linear_backward_weight,
+        ops.linear_backward_weight,
         dy,
         x,
         out=[((o, i), "float32", values[0]), ((o,), "float32", values[1])],
@@ -76,7 +76,7 @@ def wide(*arrays):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=label)
-def test_against_reference(isa, rng, shape):
+def test_against_reference(kernels, rng, shape):
     x, w, b, dy = dense(rng, *shape)
     x64, w64, b64, dy64 = wide(x, w, b, dy)
     expected = reference.forward(x64, w64, b64)
@@ -138,7 +138,7 @@ def test_splitting_a_batch_gives_equal_bits(isa, rng, shape):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_nan_and_inf_propagate(isa, rng, value):
+def test_nan_and_inf_propagate(kernels, rng, value):
     x, w, b, dy = integers(rng, 7, 19, 35)
     x[2, 18] = dy[6, 34] = value
     with np.errstate(invalid="ignore"):
@@ -153,7 +153,7 @@ def test_nan_and_inf_propagate(isa, rng, value):
             tolerance.assert_exact(result, expected)
 
 
-def test_empty_batch_zeroes_sums():
+def test_empty_batch_zeroes_sums(device):
     x, dy = np.zeros((0, 3), np.float32), np.zeros((0, 5), np.float32)
     dw, db = backward_weight(dy, x)
     assert dw.shape == (5, 3) and not dw.any() and not db.any()
@@ -168,19 +168,22 @@ def zeros(*shape):
 @pytest.mark.parametrize(
     "function, words",
     [
-        (lambda: _C.linear(zeros(2, 3), zeros(5, 4)), ["linear", "w", "(5, 4)", "3"]),
-        (lambda: _C.linear(zeros(2, 3), zeros(5, 3), zeros(4)), ["b", "(4,)", "5"]),
-        (lambda: _C.linear(zeros(3), zeros(5, 3)), ["x", "(3,)"]),
-        (lambda: _C.linear(zeros(2, 3), zeros(5, 3), out=_C.empty((2, 6))), ["out", "(2, 6)", "(2, 5)"]),
+        (lambda: ops.linear(zeros(2, 3), zeros(5, 4)), ["linear", "w", "(5, 4)", "3"]),
+        (lambda: ops.linear(zeros(2, 3), zeros(5, 3), zeros(4)), ["b", "(4,)", "5"]),
+        (lambda: ops.linear(zeros(3), zeros(5, 3)), ["x", "(3,)"]),
+        (lambda: ops.linear(zeros(2, 3), zeros(5, 3), out=_C.empty((2, 6))), ["out", "(2, 6)", "(2, 5)"]),
         (
-            lambda: _C.linear_backward_input(zeros(2, 5), zeros(4, 3)),
+            lambda: ops.linear_backward_input(zeros(2, 5), zeros(4, 3)),
             ["linear_backward_input", "(4, 3)", "5"],
         ),
         (
-            lambda: _C.linear_backward_weight(zeros(2, 5), zeros(3, 4)),
+            lambda: ops.linear_backward_weight(zeros(2, 5), zeros(3, 4)),
             ["linear_backward_weight", "(2, 5)", "3 rows"],
         ),
-        (lambda: _C.linear_backward_weight(zeros(2, 5), zeros(2, 4), accumulate=True), ["accumulate", "out"]),
+        (
+            lambda: ops.linear_backward_weight(zeros(2, 5), zeros(2, 4), accumulate=True),
+            ["accumulate", "out"],
+        ),
     ],
 )
 def test_errors(function, words):
@@ -190,6 +193,6 @@ def test_errors(function, words):
 
 def test_failed_allocations(rng):
     x, w, b, dy = dense(rng, 5, 30, 20)
-    assert survives_failed_allocations(lambda: _C.linear(x, w, b)) >= 1
-    survives_failed_allocations(lambda: _C.linear_backward_input(dy, w))
-    survives_failed_allocations(lambda: _C.linear_backward_weight(dy, x))
+    assert survives_failed_allocations(lambda: ops.linear(x, w, b)) >= 1
+    survives_failed_allocations(lambda: ops.linear_backward_input(dy, w))
+    survives_failed_allocations(lambda: ops.linear_backward_weight(dy, x))

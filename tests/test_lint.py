@@ -1,11 +1,13 @@
 """Style, types and stubs, by the tools that the extra `test` pins. The rules that no tool knows are in test_lint_c.py."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from vggnet import cuda
 
 ROOT = Path(__file__).parent.parent
 PYTHON_FILES = ["vggnet", "tests", "benchmarks", "tools", "setup.py"]
@@ -25,11 +27,17 @@ C_FILES = sorted(
         pytest.param(["clang-format", "--dry-run", "-Werror", *C_FILES], id="clang-format"),
         pytest.param(["mypy"], id="mypy"),
         pytest.param(["stubtest", "vggnet._C"], id="stubtest"),
+        *([pytest.param(["stubtest", "vggnet._cuda"], id="stubtest-cuda")] if cuda.is_available() else []),
     ],
 )
 def test_lint(command: list[str]) -> None:
     tool = Path(sys.executable).with_name(command[0])  # of this environment, whatever PATH says
-    done = subprocess.run([tool, *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = os.environ | {
+        "LD_LIBRARY_PATH": os.environ.get("VGGNET_CUDA_LIBS", "")
+    }  # _cuda needs libcudart at once
+    done = subprocess.run(
+        [tool, *command[1:]], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -73,8 +73,8 @@ def _includes(path, text):
         if not match:
             continue
         bracket, name = match.groups()
-        if PYTHON.search(name) and folder != "py":
-            yield number, f"{name}: only csrc/py knows Python"
+        if PYTHON.search(name) and folder != "py" and path != CSRC / "cuda" / "module.c":
+            yield number, f"{name}: only csrc/py and the CUDA extension's module.c know Python"
         if CUDA.search(name) and folder != "cuda" and bracket == "<":
             yield number, f"{name}: only csrc/cuda knows CUDA"
         if bracket == '"':
@@ -127,6 +127,31 @@ def _isa(path, code):
             )
 
 
+def _cuda(path, code):
+    """Launches are looked at, sums have one order, and positions have 64 bits."""
+    if path.suffix not in {".cu", ".cuh"}:
+        return
+    for launch in re.finditer(r"<<<", code):
+        end = re.compile(r"^}", re.MULTILINE).search(code, launch.start())
+        if "cudaGetLastError()" not in code[launch.start() : end.start() if end else None]:
+            yield (
+                code.count("\n", 0, launch.start()) + 1,
+                "a launch whose function does not look at cudaGetLastError()",
+            )
+    for pattern, why in [
+        (r"\batomic\w+\s*\(", "an atomic: sums would depend on who comes first"),
+        (
+            r"(?<!\(size_t\))\bblockIdx\.[xyz]\s*\*",
+            "a position of 32 bits: widen blockIdx before the product",
+        ),
+        (r"\*\s*(blockIdx|gridDim)\.[xyz]", "a position of 32 bits: widen before the product"),
+        (r"\bint\s+\w*(count|rows|columns|size|pixels|index)\b", "a count of 32 bits: size_t"),
+        (r"\b(cudaDeviceSynchronize|cudaStreamSynchronize)\b", "a kernel's launch does not wait"),
+    ]:
+        for match in re.finditer(pattern, code):
+            yield code.count("\n", 0, match.start()) + 1, f"{match.group()}: {why}"
+
+
 def problems(path, text):
     code = code_of(text)
     found = [
@@ -134,6 +159,7 @@ def problems(path, text):
         *_includes(path, text),
         *_layout(path, text, code),
         *_isa(path, code),
+        *_cuda(path, code),
     ]
     return [f"{path.relative_to(ROOT)}:{number}: {what}" for number, what in found]
 
@@ -145,7 +171,7 @@ def test_source(path):
 
 def test_there_are_sources():
     folders = {p.relative_to(CSRC).parts[0] for p in SOURCES}
-    assert {"core", "kernels", "ops", "py", "vgg.h"} <= folders
+    assert {"core", "kernels", "ops", "py", "cuda", "vgg.h"} <= folders
 
 
 @pytest.mark.parametrize(
@@ -160,6 +186,7 @@ def test_there_are_sources():
         ("ops/relu.c", "void *f(void) { return malloc(4); }"),
         ("core/threads.c", "void f(void *p) { free(p); }"),
         ("ops/relu.c", "#include <Python.h>"),
+        ("cuda/layers.c", "#include <Python.h>"),
         ("kernels/kernels.c", '#include "../ops/cpu.h"'),
         ("core/status.c", '#include "../kernels/kernels.h"'),
         ("ops/relu.c", '#include "../py/py.h"'),
@@ -169,6 +196,15 @@ def test_there_are_sources():
         ("ops/relu.c", "\tint x;"),
         ("ops/relu.c", "/* " + "x" * COLUMNS + " */"),
         ("ops/relu.c", "void f(float *p) { _mm256_storeu_ps(p, _mm256_setzero_ps()); }"),
+        ("cuda/lrn.cu", "void f(void)\n{\n    lrn_kernel<<<1, 1>>>();\n}"),
+        ("cuda/lrn.cu", "__device__ void f(float *p) { atomicAdd(p, 1.0f); }"),
+        ("cuda/lrn.cu", "__device__ int f(void) { return blockIdx.x * 3; }"),
+        ("cuda/lrn.cu", "__device__ int f(void) { return 3 * blockIdx.x; }"),
+        ("cuda/lrn.cu", "__global__ void f(int count) {}"),
+        ("cuda/lrn.cu", "void f(void) { cudaDeviceSynchronize(); }"),
+        ("cuda/layers.c", '#include "../ops/cpu.h"'),
+        ("cuda/layers.c", "void *f(void) { return malloc(4); }"),
+        ("ops/relu.c", '#include "../cuda/cuda.h"'),
         ("kernels/gemm_tile.h", "float f(float x)\n{\n    return x;\n}"),
     ],
 )

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vggnet import _C
 
-from helpers import call, raises, survives_failed_allocations
+from helpers import call, ops, raises, survives_failed_allocations
 from reference import lrn as reference
 from tolerance import assert_within, lrn_backward_bound, lrn_bound
 
@@ -33,17 +32,17 @@ def check(x, dy, options):
     # The library gets its options as float32.
     exact = {k: v if k == "size" else float(np.float32(v)) for k, v in options.items()}
     y = reference.forward(x64, **exact)
-    assert_within(call(_C.lrn, x, out=x.shape, **options), y, lrn_bound(y), "y")
+    assert_within(call(ops.lrn, x, out=x.shape, **options), y, lrn_bound(y), "y")
     dx = reference.backward(dy64, x64, **exact)
     bound = lrn_backward_bound(dy64, x64, **exact)
-    assert_within(call(_C.lrn_backward, dy, x, out=x.shape, **options), dx, bound, "dx")
+    assert_within(call(ops.lrn_backward, dy, x, out=x.shape, **options), dx, bound, "dx")
 
 
 @pytest.mark.parametrize(
     "options", [PAPER, STRONG, OTHER, WIDE, ONE], ids=["paper", "strong", "other", "wide", "one"]
 )
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_against_reference(rng, shape, options):
+def test_against_reference(device, rng, shape, options):
     x, dy = rng.standard_normal((2, *shape)).astype(np.float32)
     check(x, dy, options)
     check(100 * x, dy, options)
@@ -58,16 +57,16 @@ def test_any_shape(shape, size):
     check(x, dy, {**STRONG, "size": size})
 
 
-def test_defaults_are_the_papers(rng):
+def test_defaults_are_the_papers(device, rng):
     x = 50 * rng.standard_normal((2, 3, 3, 16)).astype(np.float32)
-    assert _C.lrn(x).numpy().tobytes() == _C.lrn(x, **PAPER).numpy().tobytes()
-    assert _C.lrn_backward(x, x).numpy().tobytes() == _C.lrn_backward(x, x, **PAPER).numpy().tobytes()
+    assert ops.lrn(x).numpy().tobytes() == ops.lrn(x, **PAPER).numpy().tobytes()
+    assert ops.lrn_backward(x, x).numpy().tobytes() == ops.lrn_backward(x, x, **PAPER).numpy().tobytes()
 
 
-def test_nan_stays_in_its_window(rng):
+def test_nan_stays_in_its_window(device, rng):
     x = rng.standard_normal((1, 20)).astype(np.float32)
     x[0, 10] = np.nan
-    y = call(_C.lrn, x, out=x.shape, **PAPER)
+    y = call(ops.lrn, x, out=x.shape, **PAPER)
     assert np.isnan(y[0, 8:13]).all() and np.isfinite(np.delete(y[0], range(8, 13))).all()
 
 
@@ -76,7 +75,7 @@ def test_threads_give_equal_bits(rng, threads):
     results = []
     for count in (1, 2, 3):
         threads(count)
-        results.append(_C.lrn(x).numpy().tobytes() + _C.lrn_backward(dy, x).numpy().tobytes())
+        results.append(ops.lrn(x).numpy().tobytes() + ops.lrn_backward(dy, x).numpy().tobytes())
     assert len(set(results)) == 1
 
 
@@ -92,14 +91,14 @@ def test_threads_give_equal_bits(rng, threads):
 )
 def test_errors(options, words):
     x = np.zeros((2, 8), np.float32)
-    for function in (lambda: _C.lrn(x, **options), lambda: _C.lrn_backward(x, x, **options)):
+    for function in (lambda: ops.lrn(x, **options), lambda: ops.lrn_backward(x, x, **options)):
         with raises(words):
             function()
     with pytest.raises(ValueError, match=r"dy.*\(2, 7\)"):
-        _C.lrn_backward(np.zeros((2, 7), np.float32), x)
+        ops.lrn_backward(np.zeros((2, 7), np.float32), x)
 
 
 def test_failed_allocations(rng):
     x = rng.standard_normal((3, 8)).astype(np.float32)
-    assert survives_failed_allocations(lambda: _C.lrn(x)) == 1
-    assert survives_failed_allocations(lambda: _C.lrn_backward(x, x)) == 1
+    assert survives_failed_allocations(lambda: ops.lrn(x)) == 1
+    assert survives_failed_allocations(lambda: ops.lrn_backward(x, x)) == 1

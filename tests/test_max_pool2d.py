@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vggnet import _C
 
-from helpers import Guarded, call, raises, survives_failed_allocations
+from helpers import Guarded, call, ops, raises, survives_failed_allocations
 from reference import max_pool2d as reference
 from tolerance import assert_exact
 
@@ -29,11 +28,11 @@ SHAPES = [
 def forward(x, ceil_mode):
     n, h, w, c = x.shape
     shape = (n, reference.pooled(h, ceil_mode), reference.pooled(w, ceil_mode), c)
-    return call(_C.max_pool2d, x, out=[(shape, "float32"), (shape, "uint8")], ceil_mode=ceil_mode)
+    return call(ops.max_pool2d, x, out=[(shape, "float32"), (shape, "uint8")], ceil_mode=ceil_mode)
 
 
 def backward(dy, index, input_shape):
-    return call(_C.max_pool2d_backward, dy, index, input_shape, out=input_shape)
+    return call(ops.max_pool2d_backward, dy, index, input_shape, out=input_shape)
 
 
 def check(x, ceil_mode, dy_rng):
@@ -49,20 +48,20 @@ def check(x, ceil_mode, dy_rng):
 
 @pytest.mark.parametrize("ceil_mode", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_against_reference(rng, shape, ceil_mode):
+def test_against_reference(device, rng, shape, ceil_mode):
     check(rng.standard_normal(shape).astype(np.float32), ceil_mode, rng)
 
 
 @pytest.mark.parametrize("ceil_mode", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_ties_and_special_values(rng, shape, ceil_mode):
+def test_ties_and_special_values(device, rng, shape, ceil_mode):
     """Few distinct values: almost every window has ties, NaNs (also nothing else), infinities, zeros of both
     signs."""
     values = np.array([-np.inf, -1, -0.0, 0.0, 1, np.inf, np.nan], np.float32)
     check(rng.choice(values, shape), ceil_mode, rng)
 
 
-def test_every_window_of_a_few_values():
+def test_every_window_of_a_few_values(device):
     values = [-np.inf, 0.0, 1.0, np.nan]
     windows = np.array(list(itertools.product(values, repeat=4)), np.float32)
     # (256 windows as channels of one 2x2 image)
@@ -101,7 +100,7 @@ def test_index_out_of_range_is_an_error(place):
     index[0, 1, 0, 3] = place
     dx = Guarded((1, 4, 4, 5))
     with pytest.raises(ValueError, match="index"):
-        _C.max_pool2d_backward(dy, index, (1, 4, 4, 5), out=dx.tensor)
+        ops.max_pool2d_backward(dy, index, (1, 4, 4, 5), out=dx.tensor)
     dx.check()
 
 
@@ -113,10 +112,10 @@ def test_index_beyond_the_edge_is_an_error(place, fine):
     index[0, 0, 1] = place
     dx = Guarded((1, 2, 3, 4))
     if fine:
-        _C.max_pool2d_backward(dy, index, (1, 2, 3, 4), out=dx.tensor)
+        ops.max_pool2d_backward(dy, index, (1, 2, 3, 4), out=dx.tensor)
     else:
         with pytest.raises(ValueError, match="index"):
-            _C.max_pool2d_backward(dy, index, (1, 2, 3, 4), out=dx.tensor)
+            ops.max_pool2d_backward(dy, index, (1, 2, 3, 4), out=dx.tensor)
     dx.check()
 
 
@@ -127,21 +126,25 @@ def zeros(*shape):
 @pytest.mark.parametrize(
     "function, words",
     [
-        (lambda: _C.max_pool2d(zeros(4, 4, 3)), ["max_pool2d", "x", "(4, 4, 3)"]),
+        (lambda: ops.max_pool2d(zeros(4, 4, 3)), ["max_pool2d", "x", "(4, 4, 3)"]),
         (
-            lambda: _C.max_pool2d_backward(zeros(1, 2, 2, 3), np.zeros((1, 2, 2, 4), np.uint8), (1, 4, 4, 3)),
+            lambda: ops.max_pool2d_backward(
+                zeros(1, 2, 2, 3), np.zeros((1, 2, 2, 4), np.uint8), (1, 4, 4, 3)
+            ),
             ["max_pool2d_backward", "index", "(1, 2, 2, 4)"],
         ),
         (
-            lambda: _C.max_pool2d_backward(zeros(1, 2, 2, 3), np.zeros((1, 2, 2, 3), np.uint8), (1, 6, 4, 3)),
+            lambda: ops.max_pool2d_backward(
+                zeros(1, 2, 2, 3), np.zeros((1, 2, 2, 3), np.uint8), (1, 6, 4, 3)
+            ),
             ["dy", "(1, 2, 2, 3)", "(1, 6, 4, 3)"],
         ),
         (
-            lambda: _C.max_pool2d_backward(zeros(1, 2, 2, 3), np.zeros((1, 2, 2, 3), np.uint8), (4, 4, 3)),
+            lambda: ops.max_pool2d_backward(zeros(1, 2, 2, 3), np.zeros((1, 2, 2, 3), np.uint8), (4, 4, 3)),
             ["input_shape"],
         ),
         (
-            lambda: _C.max_pool2d_backward(zeros(1, 2, 2, 3), zeros(1, 2, 2, 3), (1, 4, 4, 3)),
+            lambda: ops.max_pool2d_backward(zeros(1, 2, 2, 3), zeros(1, 2, 2, 3), (1, 4, 4, 3)),
             ["index", "uint8"],
         ),
     ],
@@ -154,5 +157,5 @@ def test_errors(function, words):
 def test_failed_allocations(rng):
     x = rng.standard_normal((1, 4, 4, 3)).astype(np.float32)
     y, index = forward(x, False)
-    assert survives_failed_allocations(lambda: _C.max_pool2d(x)) == 2
-    assert survives_failed_allocations(lambda: _C.max_pool2d_backward(y, index, x.shape)) == 1
+    assert survives_failed_allocations(lambda: ops.max_pool2d(x)) == 2
+    assert survives_failed_allocations(lambda: ops.max_pool2d_backward(y, index, x.shape)) == 1

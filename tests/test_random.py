@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from vggnet import _C
 
-from helpers import Guarded, call, raises, survives_failed_allocations
+from helpers import Guarded, call, ops, raises, survives_failed_allocations
 from reference import dropout as reference
 from reference import philox
 from tolerance import EPS32, assert_exact, assert_within
@@ -44,9 +44,9 @@ def test_seed_out_of_range(seed):
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.999])
 @pytest.mark.parametrize("width", [1, 3, 4, 37, 1030])
-def test_dropout(rng, p, width):
+def test_dropout(device, rng, p, width):
     x = rng.standard_normal((len(ROWS), width)).astype(np.float32)
-    for op in (_C.dropout, _C.dropout_backward):
+    for op in (ops.dropout, ops.dropout_backward):
         y = call(op, x, p, 77, ROWS, 6, out=x.shape)
         # p reaches the library as float32; 1 / (1 - p) and the product round once each.
         expected = x * reference.mask(float(np.float32(p)), 77, ROWS, 6, width)
@@ -54,30 +54,30 @@ def test_dropout(rng, p, width):
         assert_within(y, expected, 2 * EPS32 * np.abs(expected))
 
 
-def test_dropout_does_not_read_what_it_drops(rng):
+def test_dropout_does_not_read_what_it_drops(device, rng):
     x = np.full((1, 4000), np.nan, np.float32)
-    y = call(_C.dropout, x, 0.5, 3, np.array([9]), out=x.shape)
+    y = call(ops.dropout, x, 0.5, 3, np.array([9]), out=x.shape)
     dropped = philox.uniform(philox.bits(3, [9], 0, 4000)) < 0.5
     assert (y[dropped] == 0).all() and np.isnan(y[~dropped]).all()
 
 
-def test_dropout_of_a_row_does_not_depend_on_the_batch(rng, threads):
+def test_dropout_of_a_row_does_not_depend_on_the_batch(device, rng, threads):
     x = rng.standard_normal((len(ROWS), 4096)).astype(np.float32)
     threads(1)
-    whole = _C.dropout(x, 0.5, 5, ROWS, 7).numpy()
+    whole = ops.dropout(x, 0.5, 5, ROWS, 7).numpy()
     threads(3)
-    assert _C.dropout(x, 0.5, 5, ROWS, 7).numpy().tobytes() == whole.tobytes()
+    assert ops.dropout(x, 0.5, 5, ROWS, 7).numpy().tobytes() == whole.tobytes()
     for i in range(len(ROWS)):
-        alone = _C.dropout(x[i : i + 1], 0.5, 5, ROWS[i : i + 1], 7).numpy()
+        alone = ops.dropout(x[i : i + 1], 0.5, 5, ROWS[i : i + 1], 7).numpy()
         assert alone.tobytes() == whole[i : i + 1].tobytes()
 
 
 @pytest.mark.parametrize("p", [0.0, 0.5])
-def test_dropout_in_place(rng, p):
+def test_dropout_in_place(device, rng, p):
     x = rng.standard_normal((2, 50)).astype(np.float32)
     y = Guarded(x.shape, value=x)
-    _C.dropout(y.tensor, p, 5, ROWS[:2], out=y.tensor)
-    assert_exact(y.numpy(), _C.dropout(x, p, 5, ROWS[:2]).numpy())
+    ops.dropout(y.tensor, p, 5, ROWS[:2], out=y.tensor)
+    assert_exact(y.numpy(), ops.dropout(x, p, 5, ROWS[:2]).numpy())
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,14 @@ def test_dropout_in_place(rng, p):
     ],
 )
 def test_dropout_errors(arguments, words):
-    for op in (_C.dropout, _C.dropout_backward):
+    for op in (ops.dropout, ops.dropout_backward):
         with raises(words):
             op(*arguments)
 
 
 def test_failed_allocations(rng):
     x = rng.standard_normal((2, 8)).astype(np.float32)
-    assert survives_failed_allocations(lambda: _C.dropout(x, 0.5, 1, ROWS[:2])) == 1
+    assert survives_failed_allocations(lambda: ops.dropout(x, 0.5, 1, ROWS[:2])) == 1
 
 
 # ---------------------------------------------------------------------------------------------- random
@@ -105,9 +105,9 @@ def test_failed_allocations(rng):
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 1023, 40_001])
-def test_uniform(count):
+def test_uniform(device, count):
     x = Guarded((count,))
-    _C.random_uniform_(x.tensor, 0.3, 123, 1 << 16)
+    ops.random_uniform_(x.tensor, 0.3, 123, 1 << 16)
     words = philox.bits(123, [0], 1 << 16, count)[0]
     expected = np.float64(np.float32(0.3)) * (2 * philox.uniform(words) - 1)
     # 2 u - 1 is exact, the product rounds once.
@@ -115,9 +115,9 @@ def test_uniform(count):
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 1023, 40_001])
-def test_normal(count):
+def test_normal(device, count):
     x = Guarded((count,))
-    _C.random_normal_(x.tensor, 0.01, 123, 1 << 16)
+    ops.random_normal_(x.tensor, 0.01, 123, 1 << 16)
     words = philox.words(123, 0, 1 << 16, count + 4)
     pairs = [philox.normal_pair(*words[j : j + 2]) for j in range(0, count + 1, 2)]
     expected = np.float64(np.float32(0.01)) * np.array(pairs).reshape(-1)[:count]
@@ -128,7 +128,7 @@ def test_normal(count):
 
 def test_random_tensors_look_random(threads):
     x = _C.empty((200_000,))
-    _C.random_normal_(x, 2.0, 9, 3)
+    ops.random_normal_(x, 2.0, 9, 3)
     v = x.numpy().astype(np.float64) / 2
     n = len(v)
     assert abs(v.mean()) < 4 / n**0.5 and abs(v.var() - 1) < 4 * (2 / n) ** 0.5
@@ -137,18 +137,18 @@ def test_random_tensors_look_random(threads):
     assert 3.9 < np.abs(v).max() < 6.5
     first = v.tobytes()
     threads(3)
-    _C.random_normal_(x, 2.0, 9, 3)
+    ops.random_normal_(x, 2.0, 9, 3)
     assert (x.numpy().astype(np.float64) / 2).tobytes() == first
-    _C.random_normal_(x, 2.0, 9, 4)
+    ops.random_normal_(x, 2.0, 9, 4)
     assert abs(np.corrcoef(v, x.numpy())[0, 1]) < 4 / n**0.5
 
 
 def test_random_tensor_errors():
     with pytest.raises(ValueError, match="scale"):
-        _C.random_normal_(_C.empty((4,)), float("nan"), 0, 0)
+        ops.random_normal_(_C.empty((4,)), float("nan"), 0, 0)
     with pytest.raises(ValueError, match="scale"):
-        _C.random_uniform_(_C.empty((4,)), -1.0, 0, 0)
+        ops.random_uniform_(_C.empty((4,)), -1.0, 0, 0)
     with pytest.raises(TypeError):
-        _C.random_normal_(np.zeros(4, np.float32), 1.0, 0, 0)
+        ops.random_normal_(np.zeros(4, np.float32), 1.0, 0, 0)
     with pytest.raises((ValueError, TypeError)):
-        _C.random_normal_(_C.empty((4,), "int64"), 1.0, 0, 0)
+        ops.random_normal_(_C.empty((4,), "int64"), 1.0, 0, 0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from vggnet import _C
 
-from helpers import Guarded, raises, survives_failed_allocations
+from helpers import Guarded, ops, put, raises, survives_failed_allocations
 from reference import average, sgd
 from tolerance import EPS32, assert_within, sgd_bound
 
@@ -17,10 +17,10 @@ def guarded(a):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("options", [(0.01, 0.9, 5e-4), (0.1, 0.0, 0.0), (1.0, 0.5, 0.25)], ids=str)
-def test_step(rng, size, options):
+def test_step(device, rng, size, options):
     p, g, v = rng.standard_normal((3, size)).astype(np.float32)
     param, grad, velocity = guarded(p), guarded(g), guarded(v)
-    assert _C.sgd_(param.tensor, grad.tensor, velocity.tensor, *options) is None
+    assert ops.sgd_(param.tensor, grad.tensor, velocity.tensor, *options) is None
     exact = [float(np.float32(o)) for o in options]
     new_p, new_v = sgd.step(*(a.astype(np.float64) for a in (p, g, v)), *exact)
     param_bound, velocity_bound = sgd_bound(*(a.astype(np.float64) for a in (p, g, v)), *exact)
@@ -29,49 +29,53 @@ def test_step(rng, size, options):
     assert grad.numpy().tobytes() == g.tobytes()
 
 
-def test_a_list_is_one_pass_of_the_same_steps(rng, threads):
+def test_a_list_is_one_pass_of_the_same_steps(device, rng, threads):
     shapes = [(3, 5), (1,), (0,), (64, 3, 3, 3), (100_003,)]
     arrays = [[rng.standard_normal(s).astype(np.float32) for s in shapes] for _ in range(3)]
     results = []
     for count in (1, 3):
         threads(count)
-        p, g, v = ([_C.tensor(a) for a in group] for group in arrays)
-        _C.sgd_(p, g, v, 0.05, 0.9, 1e-3)
+        p, g, v = ([put(a) for a in group] for group in arrays)
+        ops.sgd_(p, g, v, 0.05, 0.9, 1e-3)
         results.append([t.numpy().tobytes() for t in p + v])
-    p, g, v = ([_C.tensor(a) for a in group] for group in arrays)
+    p, g, v = ([put(a) for a in group] for group in arrays)
     for one in zip(p, g, v, strict=True):
-        _C.sgd_(*one, 0.05, 0.9, 1e-3)
+        ops.sgd_(*one, 0.05, 0.9, 1e-3)
     results.append([t.numpy().tobytes() for t in p + v])
     assert results[0] == results[1] == results[2]
 
 
-def test_ten_steps_follow_the_reference(rng):
+def test_ten_steps_follow_the_reference(device, rng):
     p, v = rng.standard_normal((2, 50)).astype(np.float32)
-    param, velocity = _C.tensor(p), _C.tensor(v)
+    param, velocity = put(p), put(v)
     p, v = p.astype(np.float64), v.astype(np.float64)
     for _ in range(10):
         g = rng.standard_normal(50).astype(np.float32)
-        _C.sgd_(param, _C.tensor(g), velocity, 0.1, 0.9, 5e-4)
+        ops.sgd_(param, put(g), velocity, 0.1, 0.9, 5e-4)
         p, v = sgd.step(p, g.astype(np.float64), v, *(float(np.float32(o)) for o in (0.1, 0.9, 5e-4)))
     assert np.abs(param.numpy() - p).max() < 100 * EPS32
 
 
-def test_a_step_bumps_the_version(rng):
+def test_a_step_bumps_the_version(device, rng):
     """Whoever cached something made from the weights can see that they changed."""
-    p, g, v = (_C.tensor(a) for a in rng.standard_normal((3, 4)).astype(np.float32))
+    p, g, v = (put(a) for a in rng.standard_normal((3, 4)).astype(np.float32))
     before = p.storage.version, g.storage.version
-    _C.sgd_(p, g, v, 0.1)
+    ops.sgd_(p, g, v, 0.1)
     assert p.storage.version > before[0] and g.storage.version == before[1]
 
 
 def test_sgd_errors():
     a, b = _C.zeros((3,)), _C.zeros((4,))
     for function, kind, words in [
-        (lambda: _C.sgd_(a, b, a, 0.1), ValueError, ["sgd_", "grad", "(4,)", "(3,)"]),
-        (lambda: _C.sgd_(a, a, b, 0.1), ValueError, ["velocity", "(4,)"]),
-        (lambda: _C.sgd_([a, b], [a], [a, b], 0.1), ValueError, ["grad", "2", "1"]),
-        (lambda: _C.sgd_(np.zeros(3, np.float32), a, a, 0.1), TypeError, ["param"]),
-        (lambda: _C.sgd_(a, a, _C.zeros((3,), "int64"), 0.1), (ValueError, TypeError), ["velocity", "int64"]),
+        (lambda: ops.sgd_(a, b, a, 0.1), ValueError, ["sgd_", "grad", "(4,)", "(3,)"]),
+        (lambda: ops.sgd_(a, a, b, 0.1), ValueError, ["velocity", "(4,)"]),
+        (lambda: ops.sgd_([a, b], [a], [a, b], 0.1), ValueError, ["grad", "2", "1"]),
+        (lambda: ops.sgd_(np.zeros(3, np.float32), a, a, 0.1), TypeError, ["param"]),
+        (
+            lambda: ops.sgd_(a, a, _C.zeros((3,), "int64"), 0.1),
+            (ValueError, TypeError),
+            ["velocity", "int64"],
+        ),
     ]:
         with raises(words, kind):
             function()
@@ -82,11 +86,11 @@ def test_sgd_errors():
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("devices", [1, 2, 3, 5])
-def test_average(rng, size, devices):
+def test_average(device, rng, size, devices):
     arrays = rng.standard_normal((devices, size)).astype(np.float32)
     for weights in (None, list(rng.uniform(0.1, 3, devices))):
         tensors = [guarded(a) for a in arrays]
-        _C.average_gradients_([[t.tensor] for t in tensors], weights=weights)
+        ops.average_gradients_([[t.tensor] for t in tensors], weights=weights)
         expected = average.weighted_mean(arrays.astype(np.float64), weights)
         # Summed in float64, so what is left is the one rounding of the result.
         total = average.weighted_mean(np.abs(arrays.astype(np.float64)), weights)
@@ -96,14 +100,14 @@ def test_average(rng, size, devices):
         assert len({t.numpy().tobytes() for t in tensors}) == 1
 
 
-def test_average_of_lists(rng, threads):
+def test_average_of_lists(device, rng, threads):
     shapes = [(3, 5), (0,), (70_001,)]
     arrays = [[rng.standard_normal(s).astype(np.float32) for s in shapes] for _ in range(3)]
     results = []
     for count in (1, 3):
         threads(count)
-        lists = [[_C.tensor(a) for a in group] for group in arrays]
-        _C.average_gradients_(lists, weights=[1, 2, 3])
+        lists = [[put(a) for a in group] for group in arrays]
+        ops.average_gradients_(lists, weights=[1, 2, 3])
         results.append([t.numpy().tobytes() for group in lists for t in group])
     assert results[0] == results[1]
     assert results[0][:3] == results[0][3:6]
@@ -112,13 +116,13 @@ def test_average_of_lists(rng, threads):
 def test_average_errors():
     a, b = _C.zeros((3,)), _C.zeros((4,))
     for function, kind, word in [
-        (lambda: _C.average_gradients_([]), ValueError, "lists"),
-        (lambda: _C.average_gradients_([[a], [b]]), ValueError, "(4,)"),
-        (lambda: _C.average_gradients_([[a], [a, a]]), ValueError, "2"),
-        (lambda: _C.average_gradients_([[a], [_C.zeros((3,))]], weights=[1.0]), ValueError, "weights"),
-        (lambda: _C.average_gradients_([[a], [_C.zeros((3,))]], weights=[1.0, -1.0]), ValueError, "weights"),
-        (lambda: _C.average_gradients_([[a], [_C.zeros((3,))]], weights=[0.0, 0.0]), ValueError, "weights"),
-        (lambda: _C.average_gradients_([[np.zeros(3, np.float32)]]), TypeError, "Tensor"),
+        (lambda: ops.average_gradients_([]), ValueError, "lists"),
+        (lambda: ops.average_gradients_([[a], [b]]), ValueError, "(4,)"),
+        (lambda: ops.average_gradients_([[a], [a, a]]), ValueError, "2"),
+        (lambda: ops.average_gradients_([[a], [_C.zeros((3,))]], weights=[1.0]), ValueError, "weights"),
+        (lambda: ops.average_gradients_([[a], [_C.zeros((3,))]], weights=[1.0, -1.0]), ValueError, "weights"),
+        (lambda: ops.average_gradients_([[a], [_C.zeros((3,))]], weights=[0.0, 0.0]), ValueError, "weights"),
+        (lambda: ops.average_gradients_([[np.zeros(3, np.float32)]]), TypeError, "Tensor"),
     ]:
         with pytest.raises(kind) as error:
             function()
@@ -126,6 +130,6 @@ def test_average_errors():
 
 
 def test_failed_allocations(rng):
-    p, g, v = (_C.tensor(a) for a in rng.standard_normal((3, 4)).astype(np.float32))
-    survives_failed_allocations(lambda: _C.sgd_(p, g, v, 0.1))
-    survives_failed_allocations(lambda: _C.average_gradients_([[p], [g]]))
+    p, g, v = (put(a) for a in rng.standard_normal((3, 4)).astype(np.float32))
+    survives_failed_allocations(lambda: ops.sgd_(p, g, v, 0.1))
+    survives_failed_allocations(lambda: ops.average_gradients_([[p], [g]]))

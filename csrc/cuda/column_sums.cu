@@ -20,8 +20,9 @@ size_t vgg_cuda_column_sums_bytes(size_t rows, size_t k)
 __global__ static void partial_kernel(float *partial, const float *g, size_t rows, size_t k, size_t parts)
 {
     __shared__ float sums[WARPS][COLUMNS];
-    size_t column = (size_t)blockIdx.y * COLUMNS + threadIdx.x;
-    for (size_t part = blockIdx.x; part < parts; part += gridDim.x) {
+    size_t groups = (k + COLUMNS - 1) / COLUMNS;
+    for (size_t block = blockIdx.x; block < parts * groups; block += gridDim.x) {
+        size_t part = block / groups, column = block % groups * COLUMNS + threadIdx.x;
         size_t first = part * ROWS, last = first + ROWS < rows ? first + ROWS : rows;
         float sum = 0;
         if (column < k)
@@ -56,8 +57,8 @@ cudaError_t vgg_cuda_launch_column_sums(float *sum, const float *g, void *scratc
     size_t parts = parts_of(rows);
     float *partial = (float *)scratch;
     if (parts) {
-        dim3 grid(blocks_for(parts, 1), (unsigned)((k + COLUMNS - 1) / COLUMNS));
-        partial_kernel<<<grid, dim3(COLUMNS, WARPS), 0, stream>>>(partial, g, rows, k, parts);
+        size_t blocks = parts * ((k + COLUMNS - 1) / COLUMNS);
+        partial_kernel<<<blocks_for(blocks, 1), dim3(COLUMNS, WARPS), 0, stream>>>(partial, g, rows, k, parts);
     }
     total_kernel<<<blocks_for(k), BLOCK, 0, stream>>>(sum, partial, parts, k, beta);
     return cudaGetLastError();

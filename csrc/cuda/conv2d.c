@@ -45,6 +45,8 @@ static enum vgg_status choose(struct vgg_context *ctx, struct call *call, bool b
         call->graph.c = call->padded ? full : c;
         status = vgg_cuda_graph_workspace(ctx, &call->workspace_bytes, &call->graph);
     }
+    if (status == VGG_UNSUPPORTED)
+        vgg_cuda_graph_forget_refusals(ctx);
     return status;
 }
 
@@ -82,7 +84,16 @@ static enum vgg_status plan(struct vgg_context *ctx, struct call *call, char *ba
         call->sum = vgg_cuda_part(parts, call->weights * s->c, sizeof(float));
         call->partial = vgg_cuda_part(parts, vgg_cuda_column_sums_bytes(call->maps, s->k), 1);
     }
-    call->workspace = vgg_cuda_part(parts, call->workspace_bytes, 1);
+    return VGG_OK;
+}
+
+/* What our own parts leave of the workspace is cuDNN's. The bytes were planned without knowing whether there is a bias or a
+ * ReLU, so it may be too little for this graph: vgg_cuda_graph_run then takes more. */
+static enum vgg_status share_workspace(struct vgg_context *ctx, const char *op, struct call *call)
+{
+    CUDA_PASS(vgg_cuda_parts_fit(ctx, op, &call->parts));
+    call->workspace = ctx->workspace ? (char *)ctx->workspace + call->parts.bytes : NULL;
+    call->workspace_bytes = ctx->workspace ? ctx->workspace_bytes - call->parts.bytes : 0;
     return VGG_OK;
 }
 
@@ -94,6 +105,7 @@ enum vgg_status vgg_cuda_conv2d_workspace(struct vgg_context *ctx, size_t *bytes
     if (s->n == 0 || s->h == 0 || s->w == 0)
         return VGG_OK;
     CUDA_PASS(plan(ctx, &call, NULL, s, direction, true, true));
+    (void)vgg_cuda_part(&call.parts, call.workspace_bytes, 1);
     if (call.parts.overflow)
         return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "conv2d: the size of the workspace overflows");
     *bytes = call.parts.bytes;
@@ -137,7 +149,7 @@ enum vgg_status vgg_cuda_conv2d(struct vgg_context *ctx, float *y, uint8_t *inde
         return VGG_OK;
     CUDA_PASS(vgg_cuda_enter(ctx, &stream));
     CUDA_PASS(plan(ctx, &call, ctx->workspace, s, VGG_FORWARD, b != NULL, false));
-    CUDA_PASS(vgg_cuda_parts_fit(ctx, "conv2d", &call.parts));
+    CUDA_PASS(share_workspace(ctx, "conv2d", &call));
     if (call.padded) {
         CUDA_TRY(ctx, vgg_cuda_launch_pad(call.x, x, call.maps, s->c, call.graph.c, stream));
         CUDA_TRY(ctx, vgg_cuda_launch_pad(call.w, w, call.weights, s->c, call.graph.c, stream));
@@ -182,7 +194,7 @@ enum vgg_status vgg_cuda_conv2d_backward_input(struct vgg_context *ctx, float *d
         return VGG_OK;
     CUDA_PASS(vgg_cuda_enter(ctx, &stream));
     CUDA_PASS(plan(ctx, &call, ctx->workspace, s, VGG_BACKWARD_INPUT, false, y || index));
-    CUDA_PASS(vgg_cuda_parts_fit(ctx, "conv2d_backward_input", &call.parts));
+    CUDA_PASS(share_workspace(ctx, "conv2d_backward_input", &call));
     CUDA_PASS(upstream(ctx, &g, &call, dy, y, index, s, stream));
     if (call.padded)
         CUDA_TRY(ctx, vgg_cuda_launch_pad(call.w, w, call.weights, s->c, call.graph.c, stream));
@@ -210,7 +222,7 @@ enum vgg_status vgg_cuda_conv2d_backward_weight(struct vgg_context *ctx, float *
         return VGG_OK;
     }
     CUDA_PASS(plan(ctx, &call, ctx->workspace, s, VGG_BACKWARD_WEIGHT, false, y || index));
-    CUDA_PASS(vgg_cuda_parts_fit(ctx, "conv2d_backward_weight", &call.parts));
+    CUDA_PASS(share_workspace(ctx, "conv2d_backward_weight", &call));
     CUDA_PASS(upstream(ctx, &g, &call, dy, y, index, s, stream));
     CUDA_TRY(ctx, vgg_cuda_launch_column_sums(db, g, call.partial, call.maps, s->k, beta, stream));
     if (call.padded)

@@ -234,7 +234,7 @@ static bool acceptable(cudnnBackendDescriptor_t config, bool tf32)
 }
 
 /* The first engine configuration of one heuristic that is acceptable and becomes a plan with a workspace of at most `most`
- * bytes; CUDNN_STATUS_NOT_SUPPORTED when there is none. */
+ * bytes. When there is none: CUDNN_STATUS_ALLOC_FAILED if that was too little, else what the last one was refused with. */
 static cudnnStatus_t try_heuristic(struct plan *p, cudnnBackendDescriptor_t graph, cudnnBackendHeurMode_t mode,
                                    cudnnHandle_t handle, size_t most)
 {
@@ -255,6 +255,7 @@ static cudnnStatus_t try_heuristic(struct plan *p, cudnnBackendDescriptor_t grap
                                                 CONFIGS, &count, configs),
              "heuristics");
     cudnnStatus_t status = b.status == CUDNN_STATUS_SUCCESS ? CUDNN_STATUS_NOT_SUPPORTED : b.status;
+    bool too_large = false;
     for (int64_t i = 0; b.status == CUDNN_STATUS_SUCCESS && i < count && !p->plan; i++) {
         if (!acceptable(configs[i], p->graph.tf32))
             continue;
@@ -276,12 +277,14 @@ static cudnnStatus_t try_heuristic(struct plan *p, cudnnBackendDescriptor_t grap
             status = CUDNN_STATUS_SUCCESS;
         } else if (one.status != CUDNN_STATUS_SUCCESS)
             status = one.status;
+        else
+            too_large = true;
         give_back(&one);
     }
     while (made)
         (void)vgg_cudnn.cudnnBackendDestroyDescriptor(configs[--made]);
     give_back(&b);
-    return status;
+    return too_large && !p->plan ? CUDNN_STATUS_ALLOC_FAILED : status;
 }
 
 static enum vgg_status build(struct vgg_context *ctx, struct plan *p, cudnnHandle_t handle)
@@ -292,8 +295,10 @@ static enum vgg_status build(struct vgg_context *ctx, struct plan *p, cudnnHandl
     struct builder b = {.status = CUDNN_STATUS_SUCCESS, .alignment = p->graph.aligned ? 16 : 4};
     cudnnBackendDescriptor_t graph = operation_graph(&b, &p->graph, handle);
     cudnnStatus_t status = b.status;
-    for (size_t i = 0; b.status == CUDNN_STATUS_SUCCESS && !p->plan && i < sizeof modes / sizeof *modes; i++)
-        status = try_heuristic(p, graph, modes[i], handle, free_bytes / 2);
+    for (size_t i = 0; b.status == CUDNN_STATUS_SUCCESS && !p->plan && i < sizeof modes / sizeof *modes; i++) {
+        cudnnStatus_t found = try_heuristic(p, graph, modes[i], handle, free_bytes / 2);
+        status = status == CUDNN_STATUS_ALLOC_FAILED ? status : found;
+    }
     enum vgg_status ours = p->plan ? VGG_OK : vgg_cudnn_fail(ctx, status, b.what ? b.what : "the choice of an engine");
     give_back(&b);
     return ours;
@@ -348,6 +353,15 @@ enum vgg_status vgg_cuda_graph_workspace(struct vgg_context *ctx, size_t *bytes,
     pthread_mutex_unlock(&plans_lock);
     vgg_cuda_unlock(ctx);
     return status;
+}
+
+void vgg_cuda_graph_forget_refusals(struct vgg_context *ctx)
+{
+    pthread_mutex_lock(&plans_lock);
+    for (struct plan *p = plans; p < plans + PLANS; p++)
+        if (p->device == ctx->device && !p->plan)
+            p->used = 0;
+    pthread_mutex_unlock(&plans_lock);
 }
 
 static enum vgg_status execute(struct vgg_context *ctx, const struct plan *plan, const void *const *tensors, void *workspace,

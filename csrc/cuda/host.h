@@ -56,6 +56,8 @@ struct vgg_cuda_graph {
 
 /* The workspace of the plan for *graph, which is made at the first call and kept. VGG_UNSUPPORTED when no engine takes it. */
 enum vgg_status vgg_cuda_graph_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_cuda_graph *graph);
+/* Refused graphs are tried anew when they are asked for again: the cause may have been one that goes away. */
+void vgg_cuda_graph_forget_refusals(struct vgg_context *ctx);
 /* Tensors in the order above: inputs, then the output; NHWC and KRSC. graph->aligned must be true: that they are is checked. */
 enum vgg_status vgg_cuda_graph_run(struct vgg_context *ctx, const struct vgg_cuda_graph *graph, const void *const *tensors,
                                    void *workspace, size_t workspace_bytes, cudaStream_t stream);

@@ -16,7 +16,7 @@ static const struct symbol {
     VGG_CUBLAS_FUNCTIONS(X)
 #undef X
 #define X(function) {"cudnn", #function, &vgg_cudnn.function},
-    VGG_CUDNN_FUNCTIONS(X)
+        VGG_CUDNN_FUNCTIONS(X)
 #undef X
 };
 

@@ -219,8 +219,12 @@ static PyMethodDef functions[] = {
 static PyModuleDef_Slot slots[] = {{0, NULL}};
 
 static PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, .m_name = "vggnet._cuda", .m_doc = "The CUDA backend of vggnet.",
-    .m_size = 0,           .m_methods = functions,   .m_slots = slots,
+    .m_base = PyModuleDef_HEAD_INIT,
+    .m_name = "vggnet._cuda",
+    .m_doc = "The CUDA backend of vggnet.",
+    .m_size = 0,
+    .m_methods = functions,
+    .m_slots = slots,
 };
 
 PyMODINIT_FUNC PyInit__cuda(void)
