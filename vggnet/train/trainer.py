@@ -81,7 +81,8 @@ def fit(
     recipe : Recipe, optional
         Default: the paper's.
     init_from : VGG, optional
-        A trained A, whose layers the new net starts with (`start_from`); ignored when the run is resumed.
+        A trained net to start from: an A, whose layers a deeper net starts with, or one of the same config (`start_from`).
+        Ignored when the run is resumed.
     task : Task, optional
         What is learnt; default: `Classification`.
     checkpoint : path, optional
