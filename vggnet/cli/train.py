@@ -135,7 +135,10 @@ def _new(args: argparse.Namespace) -> tuple[vgg.VGG, Dataset, Dataset | None, Re
     _remember(args)
     model = vgg.VGG(**net, **_arguments(args, train_data), device=args.device)
     if args.init_from is not None:
-        start_from(model, vgg.load(args.init_from))
+        trained = vgg.load(args.init_from)
+        if "fc8" not in start_from(model, trained):
+            note = f"has {trained.num_classes} classes: fc8 is drawn anew for {model.num_classes}, the rest is kept"
+            print(f"vggnet train: {args.init_from} {note}", file=sys.stderr)
     return model, train_data, val_data, recipe
 
 

@@ -110,7 +110,8 @@ def _net_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--init-from",
         metavar="MODEL",
-        help="start from a model: all weights of the same net, or the layers that deeper nets took from A",
+        help="start from a model, ours or another program's: all weights of the same net, or the layers that "
+        "deeper nets took from A",
     )
     group.add_argument(
         "--stats",
