@@ -263,31 +263,25 @@ static void transform_output(const struct call *call, const float *m, size_t fir
 }
 
 /* m (+)= v u for a block of input channels, a panel of output channels and all tiles of the block. next: the block of u that
- * comes after this one, or NULL where it is near. */
+ * comes after this one. */
 static void multiply(const struct plan *p, float *m, const float *v, const float *u, size_t tiles, size_t depth,
                      const float *next)
 {
-    const struct vgg_kernel *gemm = p->gemm;
-    size_t calls = vgg_ceil_div(tiles, gemm->mr), longer = tiles % calls; /* split evenly: 16 = 6 + 5 + 5 */
-    struct vgg_gemm_tile t = {.nr = gemm->nr,
-                              .runs = 1,
-                              .k = vgg_min_size(p->width, p->ci - depth * p->width),
-                              .a = v,
-                              .a_row = p->width,
-                              .a_col = 1,
-                              .b = u,
-                              .c = m,
-                              .c_row = p->m_tile,
-                              .beta = depth != 0};
-    size_t lines = t.k * t.nr / LINE;
-    for (size_t call = 0; call < calls; call++) {
-        t.mr = tiles / calls + (call < longer);
-        if (next != NULL)
-            t.next = next + lines * call / calls * LINE;
-        gemm->run.gemm(&t);
-        t.a += t.mr * t.a_row;
-        t.c += t.mr * t.c_row;
-    }
+    size_t nr = p->gemm->nr, channels = vgg_min_size(p->width, p->ci - depth * p->width);
+    const struct vgg_gemm t = {.rows = tiles,
+                               .nr = nr,
+                               .runs = 1,
+                               .k = channels,
+                               .a = v,
+                               .a_row = p->width,
+                               .a_col = 1,
+                               .b = u,
+                               .c = m,
+                               .c_row = p->m_tile,
+                               .beta = depth != 0,
+                               .next = next,
+                               .next_lines = channels * nr / LINE};
+    p->gemm->run.gemm(&t);
 }
 
 /* Many tiles: task is a block of them. */

@@ -191,24 +191,25 @@ static float *sums_of(const struct plan *p, const struct block *block, size_t c,
 static void multiply(const struct call *call, const struct block *block)
 {
     const struct plan *p = &call->p;
-    size_t mr = p->gemm->mr, nr = p->gemm->nr;
-    struct vgg_gemm_tile t = {.nr = nr,
-                              .runs = 1,
-                              .k = call->rows * p->tiles,
-                              .a_row = 1,
-                              .a_col = p->g_width,
-                              .c_row = nr,
-                              .beta = call->chunk != 0};
+    size_t mr = p->gemm->mr, nr = p->gemm->nr, strip = p->g_width / mr; /* tiles */
+    struct vgg_gemm t = {.nr = nr,
+                         .runs = 1,
+                         .k = call->rows * p->tiles,
+                         .a_row = 1,
+                         .a_col = p->g_width,
+                         .c_row = nr,
+                         .beta = call->chunk != 0};
     for (size_t element = block->element; element < block->element_end; element++)
         for (size_t c = block->c; c < block->c_end; c++) {
             t.b = call->x_panels + element * p->x_element + c * p->x_panel;
-            t.c = sums_of(p, block, c, element, block->k);
-            for (size_t tile = block->k; tile < block->k_end; tile++, t.c += mr * nr) {
+            for (size_t tile = block->k, end; tile < block->k_end; tile = end) {
+                end = vgg_min_size(block->k_end, (tile / strip + 1) * strip); /* of the panel of g */
                 size_t k = tile * mr;
-                t.mr = vgg_min_size(mr, p->k - k);
+                t.rows = vgg_min_size(end * mr, p->k) - k;
                 t.a = call->g_panels + element * p->g_element + k / p->g_width * p->g_panel + k % p->g_width;
-                if (t.beta) /* the next tile's */
-                    for (size_t i = mr * nr; i < 2 * mr * nr; i += 16)
+                t.c = sums_of(p, block, c, element, tile);
+                if (t.beta) /* the next strip's */
+                    for (size_t i = t.rows * nr; i < 2 * t.rows * nr; i += 16)
                         __builtin_prefetch(t.c + i, 1);
                 p->gemm->run.gemm(&t);
             }
