@@ -160,9 +160,10 @@ struct vgg_winograd_output {
     size_t row, column, tiles;
 };
 
-/* The weight gradient's F(3x3, 4x4); x is transformed as for the forward convolution. The gradient kernel takes the input
- * kernel's struct; tile (i, j) has the 4 x 4 pixels from (4 i, 4 j), elements 0..35 are G g G^T, and element 36 is the sum of
- * the tile's pixels. Of the sums over tiles, m[e * m_element + row * m_row + j], the taps are
+/* The weight gradient's F(3x3, OUT x OUT), OUT 4 or 6; x is transformed as for the forward convolution. The gradient kernel
+ * takes the input kernel's struct; tile (i, j) has the OUT x OUT pixels from (OUT i, OUT j), elements 0..IN^2 - 1 are
+ * G g G^T, and element IN^2 is the sum of the tile's pixels. Of the sums over tiles, m[e * m_element + row * m_row + j], the
+ * taps are
  *
  *   dw[row * dw_row + tap * dw_tap + j] = (A^T m A)[tap]     (beta: added)     row < rows, j < columns, tap = 0..8
  *
@@ -288,6 +289,8 @@ struct vgg_first_weight {
     SLOT(WINOGRAD6_INPUT, winograd6_input) \
     SLOT(WINOGRAD6_WEIGHTS, winograd6_weights) \
     SLOT(WINOGRAD6_OUTPUT, winograd6_output) \
+    SLOT(WINOGRAD6_GRADIENT, winograd6_gradient) \
+    SLOT(WINOGRAD6_SUMS, winograd6_sums) \
     SLOT(LINEAR_FORWARD, linear_forward) \
     SLOT(LINEAR_GRADIENT, linear_gradient) \
     SLOT(FIRST_FORWARD, first_forward) \

@@ -133,8 +133,8 @@ struct place {
     size_t next_lines;
 };
 
-/* `tiles` tiles of mr rows, from *at on, which then is past them; mr is a constant wherever this is inlined. What tiles share is
- * read once: of 64 steps, a tile's beginning and end would else be a quarter. */
+/* `tiles` tiles of mr rows, from *at on, which then is past them; mr is a constant wherever this is inlined. What tiles share
+ * is read once: of 64 steps, a tile's beginning and end would else be a quarter. */
 static inline __attribute__((always_inline)) void strip(const struct vgg_gemm *t, struct place *at, size_t tiles,
                                                         const size_t mr)
 {
