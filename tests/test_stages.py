@@ -13,6 +13,7 @@ from vggnet import bench, train
 from vggnet.checkpoint import read_tensors
 from vggnet.train import Recipe, paper_stages, plan_stages, run_stages, saved_stages, stage_costs
 
+import ilsvrc_tree
 from test_train import CLASSES, Signal, assert_equal_weights, patterns
 
 NET = {
@@ -271,3 +272,40 @@ def test_start_from_the_same_net_takes_all_but_another_fc8():
     fc8 = ten.parameters["fc8.weight"].numpy().copy()
     assert train.start_from(ten, trained) == layers[:-1]
     np.testing.assert_array_equal(ten.parameters["fc8.weight"].numpy(), fc8)
+
+
+# ---- augmentation
+
+
+def inputs_of_training(monkeypatch, data, recipe, workers):
+    """What the net sees in training, by (epoch, image): bytes of each input."""
+    seen, original = {}, vgg.VGG.run
+
+    def run(self, x, *, rng=None, **options):
+        if rng is not None:
+            seen.update((int(row), image.tobytes()) for row, image in zip(rng.rows, x.numpy(), strict=True))
+        return original(self, x, rng=rng, **options)
+
+    monkeypatch.setattr(vgg.VGG, "run", run)
+    model = vgg.VGG("A", num_classes=4, input_size=32, fc_width=16, init="xavier", classes=data.classes)
+    train.fit(model, data, recipe=recipe, progress=False, threads=workers)
+    monkeypatch.undo()
+    return seen
+
+
+def test_an_image_looks_the_same_whatever_the_threads_and_the_batch(tmp_path, monkeypatch, threads):
+    """Scale, crop, mirror, shift and the mean, of JPEG files, are functions of (seed, epoch, image) alone."""
+    tree = ilsvrc_tree.make(tmp_path, classes=4, train=5, val=1, sizes=(40, 90), layout="folders")
+    data = vgg.data.ImageFolder(tree.directory / "train")
+    recipe = Recipe(batch=8, lr=1e-4, epochs=2, scale=(34, 48), holdout=0, seed=11)
+    expected = None
+    for count, workers, batch, micro_batch in ((1, 1, 8, 8), (3, 4, 8, 3), (2, 2, 20, 7)):
+        threads(count)
+        changed = dataclasses.replace(recipe, batch=batch, micro_batch=micro_batch)
+        seen = inputs_of_training(monkeypatch, data, changed, workers)
+        assert seen.keys() == {epoch << 32 | image for epoch in range(2) for image in range(20)}
+        expected = expected or seen
+        assert seen == expected
+    assert len(set(expected.values())) == 40  # and every epoch sees every image otherwise
+    other = inputs_of_training(monkeypatch, data, dataclasses.replace(recipe, seed=12), 2)
+    assert not set(other.values()) & set(expected.values())
