@@ -62,23 +62,12 @@ sys.exit(cli.main(sys.argv[3:]))
 TIMES = {"seconds", "images_per_second"}
 
 
-def command(tree, out, net, iterations):
+def command(tree, out, net, batch, iterations):
     return [
         *("train", "--data", tree, "--paper", net, "--stages", "A,256,384,jitter", "--out", out),
-        *(
-            "--input-size",
-            "32",
-            "--scales",
-            "36,44,56",
-            "--fc-width",
-            "16",
-            "--batch",
-            "25",
-            "--micro-batch",
-            "10",
-        ),
-        *("--lr", "0.001", "--iterations", str(iterations), "--checkpoint-every", "1", "--workers", "3"),
-        *("--images-per-second", "100", "--seed", "4"),
+        *("--input-size", "32", "--scales", "36,44,56", "--fc-width", "16", "--seed", "4", "--lr", "0.001"),
+        *("--batch", str(batch), "--micro-batch", "20", "--iterations", str(iterations)),
+        *("--checkpoint-every", "1", "--workers", "3", "--images-per-second", "100"),
     ]
 
 
@@ -161,30 +150,24 @@ def assert_same_chain(a, b):
         assert all(np.isfinite(row.train_loss) and row.val_top1 is not None for row in rows[0])
 
 
-def chain(tmp_path, net, iterations):
+def chain(tmp_path, net, batch, iterations):
     """An undisturbed chain; where another may go; and its command."""
     tree = tmp_path / "imagenet"
-    ilsvrc_tree.make(tree, classes=4, train=25, val=25, sizes=(40, 72))
+    ilsvrc_tree.make(tree, classes=4, train=40, val=10, sizes=(40, 72))
     straight, out = tmp_path / "straight", tmp_path / "killed"
-    finish(command(tree, straight, net, iterations), straight)
+    finish(command(tree, straight, net, batch, iterations), straight)
     out.mkdir()
-    return straight, out, command(tree, out, net, iterations)
+    return straight, out, command(tree, out, net, batch, iterations)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_a_killed_chain_goes_on_bit_for_bit(tmp_path):
-    straight, out, first = chain(tmp_path, "B", 5)
+    straight, out, first = chain(tmp_path, "B", 40, 2)
     rng = np.random.default_rng()
-    for place, count in (
-        ("before the rename", 2),  # of what a run begins with
-        ("micro-batch", 2),
-        ("half a file", 4),
-        ("update", 4),
-        ("after the rename", 4),
-    ):
-        kill(first, out, place, count)
     killed_at_random(first, out, rng)
-    kill(first, out, "before old ones go", 2)
+    kill(first, out, "micro-batch", 3)
+    kill(first, out, "half a file", 3)
+    kill(first, out, "update", 3)
     killed_at_random(first, out, rng)
     finish(first, out)
     assert_same_chain(straight, out)
@@ -193,7 +176,7 @@ def test_a_killed_chain_goes_on_bit_for_bit(tmp_path):
 @pytest.mark.nightly
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_a_chain_of_net_d_that_is_killed_all_the_time(tmp_path):
-    straight, out, first = chain(tmp_path, "D", 9)
+    straight, out, first = chain(tmp_path, "D", 50, 9)
     seed = int(np.random.default_rng().integers(1 << 32))
     rng = np.random.default_rng(seed)
     places = [

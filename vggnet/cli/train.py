@@ -341,6 +341,9 @@ STARTS = {"random": "random weights", "A": "layers of A", "weights": "weights be
 
 
 def _plan_text(costs: Sequence[Cost], images: int) -> str:
+    def figure(value: float) -> str:
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
     head = (
         "stage",
         "net",
@@ -362,13 +365,15 @@ def _plan_text(costs: Sequence[Cost], images: int) -> str:
             (
                 stage.name,
                 stage.model["config"],
-                STARTS[stage.start] if stage.start != "random" else f"random ({stage.model['init']})",
+                STARTS[stage.start]
+                if stage.start != "random"
+                else f"random ({stage.model.get('init', 'paper')})",
                 str(scale) if isinstance(scale, int) else f"{scale[0]}..{scale[1]}",
                 f"{stage.recipe.lr:g}",
                 f"{cost.images:,}",
                 f"{cost.iterations:,}",
-                f"{cost.flop / 1e15:,.3g}",
-                f"{cost.seconds / 3600:,.3g}",
+                figure(cost.flop / 1e15),
+                figure(cost.seconds / 3600),
                 str(cost.micro_batch),
                 f"{cost.memory / 1e9:.2f} GB",
                 f"{cost.disk / 1e9:.2f} GB",
@@ -377,8 +382,8 @@ def _plan_text(costs: Sequence[Cost], images: int) -> str:
     flop, seconds, disk = (sum(getattr(cost, name) for cost in costs) for name in ("flop", "seconds", "disk"))
     return (
         f"{columns(rows)}\n"
-        f"At most, for {images:,} training images: {flop / 1e15:,.3g} PFLOP, {seconds / 3600:,.3g} hours at "
-        f"{flop / seconds / 1e9:,.3g} GFLOP/s, {disk / 1e9:.2f} GB of disk; a plateau ends a stage earlier.\n"
+        f"At most, for {images:,} training images: {figure(flop / 1e15)} PFLOP, {figure(seconds / 3600)} hours at "
+        f"{figure(flop / seconds / 1e9)} GFLOP/s, {disk / 1e9:.2f} GB of disk; a plateau ends a stage earlier.\n"
         "Our inferences where the paper is silent: the lr of jittering, and the limits, which hold for each stage."
     )
 
