@@ -166,8 +166,9 @@ def _folded(foreign: Foreign, channels: int) -> dict[str, Array]:
         raise WeightsError(
             f"scales pixels by {foreign.scale}; expected one number, or {channels}, one a channel"
         )
-    weight = foreign.arrays["conv1_1.weight"] * scale
-    return {**foreign.arrays, "conv1_1.weight": weight.astype(np.float32)}
+    with np.errstate(all="ignore"):  # what overflows is found as an infinity
+        weight = (foreign.arrays["conv1_1.weight"] * scale).astype(np.float32)
+    return {**foreign.arrays, "conv1_1.weight": weight}
 
 
 def _copy(arrays: Mapping[str, Array], tensors: Mapping[str, Tensor], leave: Collection[str] = ()) -> None:
