@@ -4,7 +4,7 @@ CC ?= cc
 # make peers: an interpreter that has benchmarks/peers.txt
 PEERS ?= $(PYTHON)
 
-.PHONY: build test lint nightly sanitize werror bench peers localize fashion-mnist paper-tables parity import-time clean
+.PHONY: build test lint nightly sanitize werror bench peers localize fashion-mnist paper-tables parity notebooks import-time clean
 
 build: ## the extension in place, for working in the tree
 	$(PYTHON) -m pip install -q -e '.[test]'
@@ -42,6 +42,9 @@ localize: build ## boxes of clothes on canvases, a few minutes; results are in d
 
 parity: build ## whole nets against torch==2.13.0 in double precision
 	$(PYTHON) -m pytest -m 'nightly or not nightly' tests/test_parity_torch.py
+
+notebooks: build ## run the notebooks and keep what they put out, about a minute
+	$(PYTHON) tools/notebooks.py notebooks/*.ipynb
 
 import-time: ## milliseconds of `import vggnet` beyond NumPy's own
 	$(PYTHON) tools/import_time.py
