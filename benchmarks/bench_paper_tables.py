@@ -42,7 +42,7 @@ CROP = 32
 NETS = ("A", "A-LRN", "B", "C", "D", "E")  # in the order of the tables
 ORDER = ("A", "D", "E", "A-LRN", "B", "C")  # of training: what tables 5 and 6 need comes first
 ALL_STAGES = ("C", "D", "E")
-BY_CROPS = ("D", "E")  # tested with multiple crops, too (paper, tables 5 and 6)
+FUSED = ("D", "E")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,9 @@ class Stage:
 FIXED = Stage("36", 36, (32, 36, 40))  # 256, tested at 224, 256, 288
 LARGER = Stage("44", 44, (40, 44, 48))  # 384, tested at 352, 384, 416
 JITTER = Stage("[36, 56]", (36, 56), (36, 46, 56))  # [256, 512], tested at 256, 384, 512
+
+# Tested by crops, too: D and E as in the paper's table 5; A so that there is a first answer before they are trained.
+BY_TECHNIQUE = (("A", FIXED), ("D", JITTER), ("E", JITTER))
 
 
 def stages(net: str) -> tuple[Stage, ...]:
@@ -124,7 +127,7 @@ def folder(out: Path, seed: int, net: str, stage: Stage) -> Path:
 
 def tests(plan: Plan, net: str, stage: Stage) -> Iterator[evaluate.Protocol]:
     """How a trained stage is tested: each kind at each Q by itself; several Q are averages of these."""
-    kinds = ("center", "dense", "multi-crop") if net in BY_CROPS and stage is JITTER else ("center", "dense")
+    kinds = ("center", "dense", "multi-crop") if (net, stage) in BY_TECHNIQUE else ("center", "dense")
     for kind in kinds:
         for scale in stage.tests:
             yield evaluate.Protocol(kind, (scale,), grid=plan.grid)
@@ -242,8 +245,8 @@ def read(plan: Plan, out: Path, seed: int) -> dict[Key, Posteriors]:
             if (net, name, "multi-crop") in found:
                 found[net, name, "both"] = mean([found[net, name, "dense"], found[net, name, "multi-crop"]])
     for how in ("dense", "multi-crop", "both"):
-        if all((net, JITTER.name, how) in found for net in BY_CROPS):
-            found["D + E", JITTER.name, how] = mean([found[net, JITTER.name, how] for net in BY_CROPS])
+        if all((net, JITTER.name, how) in found for net in FUSED):
+            found["D + E", JITTER.name, how] = mean([found[net, JITTER.name, how] for net in FUSED])
     return found
 
 
@@ -291,23 +294,30 @@ class Row:
 
 
 def table_rows() -> list[Row]:
-    """The rows of the paper's tables, and before those of table 5 one centre crop at each Q, for comparison."""
+    """The rows of the paper's tables; in table 5 also one centre crop at each Q, and net A."""
     rows = []
     for preset in evaluate.paper_rows():
         stage, net = PAPER_STAGES[preset.train_scale], " + ".join(preset.nets)
         kind = "both" if preset.protocol.kind == "combined" else preset.protocol.kind
         one = len(preset.protocol.scales) == 1
-        if preset.table == 5 and kind == "dense":
-            for scale in stage.tests:
-                rows.append(Row(5, net, stage, "one centre crop", (scale,), center(net, stage, scale), None))
         key, scales = (single(net, stage), (stage.single,)) if one else ((net, stage.name, kind), stage.tests)
         rows.append(Row(preset.table, net, stage, kind, scales, key, preset.top1))
-    return rows
+    paper = {row.key: row.paper for row in rows}
+    techniques = []
+    for net, stage in BY_TECHNIQUE:
+        for scale in stage.tests:
+            techniques.append(
+                Row(5, net, stage, "one centre crop", (scale,), center(net, stage, scale), None)
+            )
+        for kind in ("dense", "multi-crop", "both"):
+            key = net, stage.name, kind
+            techniques.append(Row(5, net, stage, kind, stage.tests, key, paper.get(key)))
+    return sorted([row for row in rows if row.table != 5] + techniques, key=lambda row: row.table)
 
 
 def comparisons() -> list[tuple[str, Key, Key]]:
     """The paper's findings (section 4): each says that the second is better than the first; LRN, that it is not."""
-    deep, crops = [(net, stage) for net in ALL_STAGES for stage in stages(net)], (*BY_CROPS, "D + E")
+    deep = [(net, stage) for net in ALL_STAGES for stage in stages(net)]
     return [
         *(("depth", single("A", FIXED), single(net, FIXED)) for net in ("B", "C", "D", "E")),
         ("LRN", single("A", FIXED), single("A-LRN", FIXED)),
@@ -323,11 +333,14 @@ def comparisons() -> list[tuple[str, Key, Key]]:
             for net, stage in [("B", FIXED), *deep]
         ),
         *(
-            ("dense and crops complement each other", (net, JITTER.name, how), (net, JITTER.name, "both"))
-            for net in crops
+            ("dense and crops complement each other", (net, stage.name, how), (net, stage.name, "both"))
+            for net, stage in (*BY_TECHNIQUE, ("D + E", JITTER))
             for how in ("dense", "multi-crop")
         ),
-        *(("both over one centre crop", center(net, JITTER), (net, JITTER.name, "both")) for net in BY_CROPS),
+        *(
+            ("both over one centre crop", center(net, stage), (net, stage.name, "both"))
+            for net, stage in BY_TECHNIQUE
+        ),
     ]
 
 
