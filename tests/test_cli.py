@@ -312,6 +312,18 @@ def test_train_evaluate_and_resume_bit_for_bit(folder, tmp_path):
     assert "no checkpoint yet: start the run again" in anew.stderr
 
 
+def test_trained_weights_keep_their_mean(folder, tmp_path):
+    pretrained = tmp_path / "pretrained.safetensors"
+    vgg.VGG("A", num_classes=3, input_size=32, fc_width=16, init="xavier", mean=(7, 8, 9)).save(pretrained)
+    start = ("train", "--data", folder, *NET, "--iterations", "1", "--init-from", pretrained)
+    fine(*start, "--out", tmp_path / "kept")
+    assert vgg.load(tmp_path / "kept" / "model.safetensors").preprocessing.mean == (7, 8, 9)
+    fine(*start, "--mean", "1,2,3", "--out", tmp_path / "told")
+    assert vgg.load(tmp_path / "told" / "model.safetensors").preprocessing.mean == (1, 2, 3)
+    other = vggnet(*start, "--in-channels", "1", "--out", tmp_path / "gray")
+    assert other.returncode == 2 and "takes images of 3 channels" in other.stderr
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_a_signal_saves_and_says_how_to_go_on(folder, tmp_path, number, status):

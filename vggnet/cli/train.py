@@ -132,13 +132,14 @@ def _new(args: argparse.Namespace) -> tuple[vgg.VGG, Dataset, Dataset | None, Re
     net, recipe = _settings(args)
     train_data = open_data(args.data, "train", channels=net["in_channels"])
     val_data, recipe = _validation(args, recipe, net["in_channels"])
+    trained = _trained(args, net["in_channels"])
     _remember(args)
-    model = vgg.VGG(**net, **_arguments(args, train_data), device=args.device)
-    if args.init_from is not None:
-        trained = vgg.load(args.init_from)
-        if "fc8" not in start_from(model, trained):
-            note = f"has {trained.num_classes} classes: fc8 is drawn anew for {model.num_classes}, the rest is kept"
-            print(f"vggnet train: {args.init_from} {note}", file=sys.stderr)
+    model = vgg.VGG(**net, **_arguments(args, train_data, trained), device=args.device)
+    if trained is not None and "fc8" not in start_from(model, trained):
+        note = (
+            f"has {trained.num_classes} classes: fc8 is drawn anew for {model.num_classes}, the rest is kept"
+        )
+        print(f"vggnet train: {args.init_from} {note}", file=sys.stderr)
     return model, train_data, val_data, recipe
 
 
@@ -193,8 +194,20 @@ def _validation(args: argparse.Namespace, recipe: Recipe, channels: int) -> tupl
         raise UsageError(f"--val {error}") from error
 
 
-def _arguments(args: argparse.Namespace, train_data: Dataset) -> dict[str, Any]:
-    """Arguments of VGG that the training images decide, and the seed."""
+def _trained(args: argparse.Namespace, channels: int) -> vgg.VGG | None:
+    """The model of --init-from."""
+    if args.init_from is None:
+        return None
+    model = vgg.load(args.init_from, device=args.device)
+    if model.in_channels != channels:
+        takes = f"{args.init_from} takes images of {model.in_channels} channels"
+        raise UsageError(f"--init-from: {takes}; the net has --in-channels {channels}")
+    return model
+
+
+def _arguments(args: argparse.Namespace, train_data: Dataset, trained: vgg.VGG | None) -> dict[str, Any]:
+    """Arguments of VGG that the training images decide, and the seed. Weights that go on being trained keep the mean that they
+    were trained with."""
     classes = list(train_data.classes)
     about = {"num_classes": len(classes), "classes": classes, "seed": args.seed}
     if args.mean is not None:
@@ -203,6 +216,9 @@ def _arguments(args: argparse.Namespace, train_data: Dataset) -> dict[str, Any]:
         from ..augment import PixelStatistics
 
         found = PixelStatistics.from_dict(json.loads(Path(args.stats).read_text(encoding="utf-8")))
+    elif trained is not None:
+        kept = trained.preprocessing
+        return about | {"mean": kept.mean, "covariance": kept.covariance}
     else:
         from ..data import statistics
 
@@ -268,7 +284,8 @@ def _new_stages(args: argparse.Namespace) -> int:
     train_data = open_data(args.data, "train", channels=net["in_channels"])
     val_data, recipe = _validation(args, Recipe(), net["in_channels"])
     changes = _changes(args) | {"holdout": recipe.holdout}
-    before = None if args.init_from is None else vgg.load(args.init_from).config
+    trained = _trained(args, net["in_channels"])
+    before = None if trained is None else trained.config
 
     def plan(**about: Any) -> list[Stage]:
         try:
@@ -282,7 +299,7 @@ def _new_stages(args: argparse.Namespace) -> int:
     if args.dry_run:
         return 0
     _remember(args)
-    return _train_stages(args, plan(**_arguments(args, train_data)), train_data, val_data)
+    return _train_stages(args, plan(**_arguments(args, train_data, trained)), train_data, val_data, trained)
 
 
 def _resumed_stages(args: argparse.Namespace, plan: Sequence[Stage]) -> int:
@@ -292,11 +309,16 @@ def _resumed_stages(args: argparse.Namespace, plan: Sequence[Stage]) -> int:
         raise UsageError(f"{given[0]}: a chain of stages is resumed unchanged")
     channels = plan[0].model["in_channels"]
     val_data, _ = _validation(args, plan[0].recipe, channels)
-    return _train_stages(args, plan, open_data(args.data, "train", channels=channels), val_data)
+    train_data = open_data(args.data, "train", channels=channels)
+    return _train_stages(args, plan, train_data, val_data, _trained(args, channels))
 
 
 def _train_stages(
-    args: argparse.Namespace, plan: Sequence[Stage], train_data: Dataset, val_data: Dataset | None
+    args: argparse.Namespace,
+    plan: Sequence[Stage],
+    train_data: Dataset,
+    val_data: Dataset | None,
+    trained: vgg.VGG | None,
 ) -> int:
     from ..history import History
     from ..train import run_stages
@@ -307,7 +329,7 @@ def _train_stages(
             train_data,
             val_data,
             out=args.out,
-            init_from=None if args.init_from is None else vgg.load(args.init_from, device=args.device),
+            init_from=trained,
             device=args.device,
             **_options(args),
         )

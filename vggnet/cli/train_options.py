@@ -116,7 +116,8 @@ def _net_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--stats",
         metavar="FILE",
-        help="mean and covariance of the training images, from vggnet data stats (default: computed in one pass)",
+        help="mean and covariance of the training images, from vggnet data stats (default: those of --init-from's "
+        "model, else computed in one pass)",
     )
     group.add_argument("--mean", type=_numbers, metavar="R,G,B", help="another mean, on the 0..255 scale")
 
