@@ -4,7 +4,7 @@ CC ?= cc
 # make peers: an interpreter that has benchmarks/peers.txt
 PEERS ?= $(PYTHON)
 
-.PHONY: build test cuda-test lint nightly sanitize werror bench peers fashion-mnist paper-tables parity import-time clean
+.PHONY: build test cuda-test lint nightly sanitize werror bench peers localize fashion-mnist paper-tables parity notebooks import-time clean
 
 build: ## the extension in place, for working in the tree
 	$(PYTHON) -m pip install -q -e '.[test]'
@@ -40,8 +40,14 @@ fashion-mnist: build ## the longer documented run: all 60,000 images; results ar
 paper-tables: build ## the paper in miniature, three seeds of about an hour each; goes on where it was stopped; see docs/paper-tables.md
 	$(PYTHON) -m benchmarks paper-tables --out runs/paper-tables --json benchmarks/paper-tables.json
 
+localize: build ## boxes of clothes on canvases, a few minutes; results are in docs/results.md
+	$(PYTHON) -m benchmarks localize --out runs/localize
+
 parity: build ## whole nets against torch==2.13.0 in double precision
 	$(PYTHON) -m pytest -m 'nightly or not nightly' tests/test_parity_torch.py
+
+notebooks: build ## run the notebooks and keep what they put out, about a minute
+	$(PYTHON) tools/notebooks.py notebooks/*.ipynb
 
 import-time: ## milliseconds of `import vggnet` beyond NumPy's own
 	$(PYTHON) tools/import_time.py

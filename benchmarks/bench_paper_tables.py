@@ -42,7 +42,7 @@ CROP = 32
 NETS = ("A", "A-LRN", "B", "C", "D", "E")  # in the order of the tables
 ORDER = ("A", "D", "E", "A-LRN", "B", "C")  # of training: what tables 5 and 6 need comes first
 ALL_STAGES = ("C", "D", "E")
-BY_CROPS = ("D", "E")  # tested with multiple crops, too (paper, tables 5 and 6)
+FUSED = ("D", "E")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,9 @@ class Stage:
 FIXED = Stage("36", 36, (32, 36, 40))  # 256, tested at 224, 256, 288
 LARGER = Stage("44", 44, (40, 44, 48))  # 384, tested at 352, 384, 416
 JITTER = Stage("[36, 56]", (36, 56), (36, 46, 56))  # [256, 512], tested at 256, 384, 512
+
+# Tested by crops, too: D and E as in the paper's table 5; A so that there is a first answer before they are trained.
+BY_TECHNIQUE = (("A", FIXED), ("D", JITTER), ("E", JITTER))
 
 
 def stages(net: str) -> tuple[Stage, ...]:
@@ -124,7 +127,7 @@ def folder(out: Path, seed: int, net: str, stage: Stage) -> Path:
 
 def tests(plan: Plan, net: str, stage: Stage) -> Iterator[evaluate.Protocol]:
     """How a trained stage is tested: each kind at each Q by itself; several Q are averages of these."""
-    kinds = ("center", "dense", "multi-crop") if net in BY_CROPS and stage is JITTER else ("center", "dense")
+    kinds = ("center", "dense", "multi-crop") if (net, stage) in BY_TECHNIQUE else ("center", "dense")
     for kind in kinds:
         for scale in stage.tests:
             yield evaluate.Protocol(kind, (scale,), grid=plan.grid)
@@ -242,8 +245,8 @@ def read(plan: Plan, out: Path, seed: int) -> dict[Key, Posteriors]:
             if (net, name, "multi-crop") in found:
                 found[net, name, "both"] = mean([found[net, name, "dense"], found[net, name, "multi-crop"]])
     for how in ("dense", "multi-crop", "both"):
-        if all((net, JITTER.name, how) in found for net in BY_CROPS):
-            found["D + E", JITTER.name, how] = mean([found[net, JITTER.name, how] for net in BY_CROPS])
+        if all((net, JITTER.name, how) in found for net in FUSED):
+            found["D + E", JITTER.name, how] = mean([found[net, JITTER.name, how] for net in FUSED])
     return found
 
 
@@ -268,43 +271,53 @@ def center(net: str, stage: Stage, scale: int | None = None) -> Key:
     return net, stage.name, f"center, Q = {scale or stage.single}"
 
 
-def table_rows() -> dict[str, list[tuple[tuple[str, ...], Key]]]:
-    """For each table what its first columns say, and which posteriors its error is of."""
-    every = [(net, stage) for net in NETS for stage in stages(net)]
-    several = "{}, {}, {}".format
-    jitter = several(*JITTER.tests)
-    return {
-        "Table 3: one test scale, dense": [
-            ((net, stage.name, f"{stage.single}"), single(net, stage)) for net, stage in every
-        ],
-        "Table 4: several test scales, dense": [
-            ((net, stage.name, several(*stage.tests)), multiple(net, stage))
-            for net, stage in every
-            if net not in ("A", "A-LRN")
-        ],
-        "Table 5: dense, multiple crops, both": [
-            row
-            for net in BY_CROPS
-            for row in (
-                *(
-                    ((net, "one centre crop", f"{scale}"), center(net, JITTER, scale))
-                    for scale in JITTER.tests
-                ),
-                *(((net, how, jitter), (net, JITTER.name, how)) for how in ("dense", "multi-crop", "both")),
+TITLES = {
+    3: "Table 3: dense, one test scale",
+    4: "Table 4: dense, several test scales",
+    5: "Table 5: dense, multiple crops, both",
+    6: "Table 6: fusion of D and E",
+}
+PAPER_STAGES = {256: FIXED, 384: LARGER, (256, 512): JITTER}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table."""
+
+    table: int
+    net: str  # or "D + E"
+    stage: Stage
+    tested: str
+    tests: tuple[int, ...]  # Q
+    key: Key
+    paper: float | None  # the paper's error, %; None where it has no such row
+
+
+def table_rows() -> list[Row]:
+    """The rows of the paper's tables; in table 5 also one centre crop at each Q, and net A."""
+    rows = []
+    for preset in evaluate.paper_rows():
+        stage, net = PAPER_STAGES[preset.train_scale], " + ".join(preset.nets)
+        kind = "both" if preset.protocol.kind == "combined" else preset.protocol.kind
+        one = len(preset.protocol.scales) == 1
+        key, scales = (single(net, stage), (stage.single,)) if one else ((net, stage.name, kind), stage.tests)
+        rows.append(Row(preset.table, net, stage, kind, scales, key, preset.top1))
+    paper = {row.key: row.paper for row in rows}
+    techniques = []
+    for net, stage in BY_TECHNIQUE:
+        for scale in stage.tests:
+            techniques.append(
+                Row(5, net, stage, "one centre crop", (scale,), center(net, stage, scale), None)
             )
-        ],
-        "Table 6: fusion of D and E": [
-            (("D + E", how, jitter), ("D + E", JITTER.name, how)) for how in ("dense", "multi-crop", "both")
-        ],
-    }
-
-
-COLUMNS = {"Table 3": ("net", "S", "Q"), "Table 4": ("net", "S", "Q")}
+        for kind in ("dense", "multi-crop", "both"):
+            key = net, stage.name, kind
+            techniques.append(Row(5, net, stage, kind, stage.tests, key, paper.get(key)))
+    return sorted([row for row in rows if row.table != 5] + techniques, key=lambda row: row.table)
 
 
 def comparisons() -> list[tuple[str, Key, Key]]:
     """The paper's findings (section 4): each says that the second is better than the first; LRN, that it is not."""
-    deep, crops = [(net, stage) for net in ALL_STAGES for stage in stages(net)], (*BY_CROPS, "D + E")
+    deep = [(net, stage) for net in ALL_STAGES for stage in stages(net)]
     return [
         *(("depth", single("A", FIXED), single(net, FIXED)) for net in ("B", "C", "D", "E")),
         ("LRN", single("A", FIXED), single("A-LRN", FIXED)),
@@ -320,11 +333,14 @@ def comparisons() -> list[tuple[str, Key, Key]]:
             for net, stage in [("B", FIXED), *deep]
         ),
         *(
-            ("dense and crops complement each other", (net, JITTER.name, how), (net, JITTER.name, "both"))
-            for net in crops
+            ("dense and crops complement each other", (net, stage.name, how), (net, stage.name, "both"))
+            for net, stage in (*BY_TECHNIQUE, ("D + E", JITTER))
             for how in ("dense", "multi-crop")
         ),
-        *(("both over one centre crop", center(net, JITTER), (net, JITTER.name, "both")) for net in BY_CROPS),
+        *(
+            ("both over one centre crop", center(net, stage), (net, stage.name, "both"))
+            for net, stage in BY_TECHNIQUE
+        ),
     ]
 
 
@@ -362,18 +378,20 @@ def results(plan: Plan, out: Path, labels: npt.NDArray[np.int64]) -> dict[str, A
         seed: {key: evaluate.wrong(p, labels, 1) for key, p in read(plan, out, seed).items()}
         for seed in plan.seeds
     }
-    tables = {
-        title: [
-            {
-                "row": row,
-                "errors": {
-                    str(seed): 100 * float(found[key].mean()) for seed, found in wrong.items() if key in found
-                },
-            }
-            for row, key in rows
-        ]
-        for title, rows in table_rows().items()
-    }
+    rows = [
+        {
+            "table": row.table,
+            "net": row.net,
+            "S": row.stage.name,
+            "tested by": row.tested,
+            "Q": row.tests,
+            "errors": {
+                str(s): 100 * float(found[row.key].mean()) for s, found in wrong.items() if row.key in found
+            },
+            "paper": row.paper,
+        }
+        for row in table_rows()
+    ]
     pairs = []
     for finding, first, second in comparisons():
         for seed, found in wrong.items():
@@ -403,7 +421,7 @@ def results(plan: Plan, out: Path, labels: npt.NDArray[np.int64]) -> dict[str, A
         "plan": asdict(plan),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "machine": machine(),
-        "tables": tables,
+        "rows": rows,
         "comparisons": pairs,
         "training": training,
     }
@@ -412,26 +430,44 @@ def results(plan: Plan, out: Path, labels: npt.NDArray[np.int64]) -> dict[str, A
 def report(found: dict[str, Any]) -> str:
     """The results as Markdown."""
     seeds = found["plan"]["seeds"]
-    lines = []
-    for title, rows in found["tables"].items():
-        columns = COLUMNS.get(title.partition(":")[0], ("net", "tested by", "Q"))
-        lines += [f"**{title}**", ""]
-        lines += markdown(
-            (*columns, "top-1 error, %", "seeds"),
-            [(*row["row"], spread(list(row["errors"].values())), f"{len(row['errors'])}") for row in rows],
+    complete = sum(all(str(seed) in row["errors"] for row in found["rows"]) for seed in seeds)
+    lines = [
+        *report_tables(found["rows"]),
+        *report_comparisons(found["comparisons"]),
+        *report_training(found["training"]),
+        f"{complete} of {len(seeds)} seeds complete.",
+    ]
+    return "\n".join(lines)
+
+
+def report_tables(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The paper's tables, mean and deviation over the seeds, beside the paper's errors."""
+    for table, title in TITLES.items():
+        yield from (f"**{title}**", "")
+        yield from markdown(
+            ("net", "S", "tested by", "Q", "top-1 error, %", "seeds", "the paper, ImageNet"),
+            [
+                (
+                    *(row[name] for name in ("net", "S", "tested by")),
+                    ", ".join(map(str, row["Q"])),
+                    spread(list(row["errors"].values())),
+                    f"{len(row['errors'])}",
+                    "" if row["paper"] is None else f"{row['paper']}",
+                )
+                for row in rows
+                if row["table"] == table
+            ],
         )
-    lines += ["**What the paper found**: points by which the second error is lower", ""]
+
+
+def report_comparisons(comparisons: list[dict[str, Any]]) -> Iterator[str]:
+    """What the paper found: over the seeds, and for each over its test images."""
     grouped: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for pair in found["comparisons"]:
+    for pair in comparisons:
         grouped.setdefault((pair["finding"], named(pair["first"]), named(pair["second"])), []).append(pair)
-    lines += markdown(
-        (
-            "finding",
-            "first",
-            "second",
-            "gain",
-            "of each seed: gain ± standard error over images, McNemar's p",
-        ),
+    yield from ("**What the paper found**: points by which the second error is lower than the first", "")
+    yield from markdown(
+        ("finding", "first", "second", "gain", "of each seed: ± standard error over images, McNemar's p"),
         [
             (
                 *names,
@@ -441,38 +477,39 @@ def report(found: dict[str, Any]) -> str:
             for names, pairs in grouped.items()
         ],
     )
-    lines += ["**Training**", ""]
-    lines += markdown(
-        (
-            "seed",
-            "net",
-            "S",
-            "epochs",
-            "ended by",
-            "lr of the last",
-            "training error, %",
-            "held out, %",
-            "minutes",
-        ),
-        [
+
+
+def report_training(training: list[dict[str, Any]]) -> Iterator[str]:
+    """Every stage that was trained, by its last epoch."""
+    header = (
+        "seed",
+        "net",
+        "S",
+        "epochs",
+        "ended by",
+        "last lr",
+        "training error, %",
+        "held out, %",
+        "minutes",
+    )
+    rows = []
+    for stage in training:
+        last = stage["rows"][-1]
+        rows.append(
             (
                 f"{stage['seed']}",
                 stage["net"],
                 stage["S"],
                 f"{len(stage['rows'])}",
                 stage["stopped_by"],
-                f"{stage['rows'][-1]['lr']:g}",
-                f"{stage['rows'][-1]['train_error']:.2f}",
-                f"{stage['rows'][-1]['val_top1']:.2f}",
+                f"{last['lr']:g}",
+                f"{last['train_error']:.2f}",
+                f"{last['val_top1']:.2f}",
                 f"{sum(row['seconds'] for row in stage['rows']) / 60:.1f}",
             )
-            for stage in found["training"]
-        ],
-    )
-    rows = [row for rows in found["tables"].values() for row in rows]
-    complete = sum(all(str(seed) in row["errors"] for row in rows) for seed in seeds)
-    lines.append(f"{complete} of {len(seeds)} seeds complete.")
-    return "\n".join(lines)
+        )
+    yield from ("**Training**", "")
+    yield from markdown(header, rows)
 
 
 def named(key: Sequence[str]) -> str:

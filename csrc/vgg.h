@@ -84,11 +84,12 @@ struct vgg_context {
  *
  * Algorithms: `direct` adds the terms above. `winograd2`, `winograd4` and `winograd6` (3x3 kernels) make y and dx in tiles of
  * 2x2, 4x4 and 6x6 pixels that begin at pixel (0, 0), F(2x2, 3x3) and so on, with 1/2.25, 1/4 and 1/5.06 of the
- * multiplications; winograd4 makes dw from 4x4 tiles of g, F(3x3, 4x4). Each errs by at most k eps32 times the sum of the
- * terms' absolute values, of which a winograd takes the largest in the tile (for dw: of the nine taps): k is 4 for direct, 32,
- * 64 and 256 for the winograds, 16 for winograd4's dw. Of a winograd, a NaN or Inf in an input reaches, as NaN or Inf, at least
- * every output that it is a term of, and at most the other pixels of their tiles (for dw: the other taps). What `auto` takes
- * may differ between one image and several; else a result's bits depend on its own image alone.
+ * multiplications; winograd4 and winograd6 make dw from tiles of g of the same size, F(3x3, 4x4) and F(3x3, 6x6). Each errs by
+ * at most k eps32 times the sum of the terms' absolute values, of which a winograd takes the largest in the tile (for dw: of
+ * the nine taps): k is 4 for direct, 32, 64 and 256 for the winograds, 16 and 64 for the dw of the latter two. Of a winograd, a
+ * NaN or Inf in an input reaches, as NaN or Inf, at least every output that it is a term of, and at most the other pixels of
+ * their tiles (for dw: the other taps). What `auto` takes may differ between one image and several; else a result's bits depend
+ * on its own image alone.
  */
 enum vgg_algorithm { VGG_AUTO, VGG_DIRECT, VGG_WINOGRAD2, VGG_WINOGRAD4, VGG_WINOGRAD6, VGG_ALGORITHM_COUNT };
 enum vgg_direction { VGG_FORWARD, VGG_BACKWARD_INPUT, VGG_BACKWARD_WEIGHT, VGG_DIRECTION_COUNT };

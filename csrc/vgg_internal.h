@@ -90,7 +90,8 @@ size_t vgg_l2_bytes(void);       /* of one core; a default where the system does
 
 /* ------------------------------------------------------------------------------------------------ kernels (kernels.c) */
 
-/* One call of the GEMM microkernel: a tile of C, mr rows (at most the kernel's) by nr columns (the kernel's, or fewer).
+/* One call of the GEMM microkernel: a strip of C, any number of rows by nr columns (the kernel's, or fewer). The kernel takes
+ * the rows in tiles of at most its mr, as even as they can be: 16 = 6 + 5 + 5.
  *
  *   acc[i][j] = sum over run t < runs, p < k of a[t * a_run + i * a_row + p * a_col] * b[t * b_run + p * NR + j]
  *   c[i * c_row + j] = epilogue(acc[i][j] + (beta ? c[i * c_row + j] : 0) + (bias ? bias[j] : 0))
@@ -98,8 +99,8 @@ size_t vgg_l2_bytes(void);       /* of one core; a default where the system does
  *
  * B is packed in panels of NR columns, rows of a panel NR floats apart; all NR columns are readable (zero-padded), whatever
  * nr is. A is read in place through strides, so an image row, a weight matrix and a packed panel all serve as A. */
-struct vgg_gemm_tile {
-    size_t mr, nr;
+struct vgg_gemm {
+    size_t rows, nr;
     size_t runs, k;
     const float *a;
     size_t a_run, a_row, a_col;
@@ -109,7 +110,8 @@ struct vgg_gemm_tile {
     size_t c_row;
     const float *bias; /* nr values, or NULL */
     bool beta, relu;
-    const float *next; /* what is read soon after this call and lies far away, or NULL: 2 lines are fetched for 16 of k */
+    const float *next; /* what is read soon after this call and lies far away: so many lines from here on are fetched, */
+    size_t next_lines; /* but 2 at most for 16 of k of a tile */
 };
 
 /* The kernels of Winograd's F(OUT x OUT, 3x3), OUT 2, 4 or 6, of one image's maps. The mathematics is in
@@ -158,9 +160,10 @@ struct vgg_winograd_output {
     size_t row, column, tiles;
 };
 
-/* The weight gradient's F(3x3, 4x4); x is transformed as for the forward convolution. The gradient kernel takes the input
- * kernel's struct; tile (i, j) has the 4 x 4 pixels from (4 i, 4 j), elements 0..35 are G g G^T, and element 36 is the sum of
- * the tile's pixels. Of the sums over tiles, m[e * m_element + row * m_row + j], the taps are
+/* The weight gradient's F(3x3, OUT x OUT), OUT 4 or 6; x is transformed as for the forward convolution. The gradient kernel
+ * takes the input kernel's struct; tile (i, j) has the OUT x OUT pixels from (OUT i, OUT j), elements 0..IN^2 - 1 are
+ * G g G^T, and element IN^2 is the sum of the tile's pixels. Of the sums over tiles, m[e * m_element + row * m_row + j], the
+ * taps are
  *
  *   dw[row * dw_row + tap * dw_tap + j] = (A^T m A)[tap]     (beta: added)     row < rows, j < columns, tap = 0..8
  *
@@ -180,7 +183,7 @@ struct vgg_winograd_sums {
  *   epilogue = relu ? max(., 0) : .
  *
  * The sum over `block` inputs at a time is one chain in order, blocks are added one after the other: the bits are those of
- * struct vgg_gemm_tile's sums over blocks. w is float, or bfloat16 (the upper halves of floats). */
+ * struct vgg_gemm's sums over blocks. w is float, or bfloat16 (the upper halves of floats). */
 struct vgg_linear_forward {
     size_t rows, outputs, in, block; /* block: a multiple of 8 */
     const void *w;
@@ -286,6 +289,8 @@ struct vgg_first_weight {
     SLOT(WINOGRAD6_INPUT, winograd6_input) \
     SLOT(WINOGRAD6_WEIGHTS, winograd6_weights) \
     SLOT(WINOGRAD6_OUTPUT, winograd6_output) \
+    SLOT(WINOGRAD6_GRADIENT, winograd6_gradient) \
+    SLOT(WINOGRAD6_SUMS, winograd6_sums) \
     SLOT(LINEAR_FORWARD, linear_forward) \
     SLOT(LINEAR_GRADIENT, linear_gradient) \
     SLOT(FIRST_FORWARD, first_forward) \
@@ -296,7 +301,7 @@ struct vgg_first_weight {
 #define VGG_SLOT_ENUMERATOR(enumerator, name) VGG_SLOT_##enumerator,
 enum vgg_slot { VGG_EACH_SLOT(VGG_SLOT_ENUMERATOR) VGG_SLOT_COUNT };
 
-typedef void vgg_gemm_run(const struct vgg_gemm_tile *);
+typedef void vgg_gemm_run(const struct vgg_gemm *);
 typedef void vgg_winograd_input_run(const struct vgg_winograd_input *);
 typedef void vgg_winograd_weights_run(const struct vgg_winograd_weights *);
 typedef void vgg_winograd_output_run(const struct vgg_winograd_output *);

@@ -202,3 +202,13 @@ def test_reading(peers, capsys):
     assert all(row["images_per_second"] == pytest.approx(1e3 / row["training_ms"]) for row in rows)
     assert reading.main(["--source", "shard of 256", "--scale", "300", "--seconds", "0.01"]) == 0
     assert capsys.readouterr().out.splitlines()[1] == reading.HEADER
+
+
+def test_localize(peers, tmp_path, capsys):
+    localize = importlib.import_module("benchmarks.bench_localize")
+    options = ["--out", str(tmp_path), "--images", "80", "--class-epochs", "1", "--box-epochs", "1"]
+    assert localize.main([*options, "--heads", "SCR", "--json"]) == 0
+    text = capsys.readouterr().out
+    results = json.loads(text[text.index("{") :])["results"]
+    assert 0 <= results["SCR"]["full"]["top-5 error"] <= results["SCR"]["full"]["top-1 error"] <= 100
+    assert vgg.load(tmp_path / "SCR.safetensors").head == "SCR" and (tmp_path / "boxes.png").is_file()

@@ -104,6 +104,14 @@ def test_version_tells_the_build():
         (("train", "--data", "sample", "--out", "x", "--batch", "0"), "--batch"),
         (("train", "--data", "sample", "--out", "x", "--scale", "5,3"), "--scale"),
         (("train", "--data", "sample", "--out", "x", "--val", "1.5"), "--val"),
+        (("train", "--data", "sample", "--dry-run"), "--dry-run goes with --paper"),
+        (("train", "--data", "sample", "--out", "x", "--stages", "256"), "--stages goes with --paper"),
+        (
+            ("train", "--data", "sample", "--out", "x", "--paper", "D", "--scale", "36"),
+            "--scale goes without",
+        ),
+        (("train", "--data", "sample", "--out", "x", "--paper", "D", "--stages", "384"), "begins with"),
+        (("train", "--data", "sample", "--out", "x", "--lr-multipliers", "fc8"), "LAYER=NUMBER"),
         (("evaluate", "x"), "--data"),
         (("evaluate", "x", "--data", "sample", "--protocol", "dense,sparse"), "'sparse'"),
         (("evaluate", "x", "--data", "sample", "--memory", "3X"), "--memory"),
@@ -287,7 +295,8 @@ def test_train_evaluate_and_resume_bit_for_bit(folder, tmp_path):
     again = vggnet("train", "--data", folder, *NET, "--epochs", "1", "--out", stopped)
     assert again.returncode == 2
     assert "--resume" in again.stderr
-    assert json.loads((stopped / "train.json").read_text()) == {"data": str(folder), "val": None}
+    remembered = {"data": str(folder), "val": None, "checkpoint_every": None, "init_from": None}
+    assert json.loads((stopped / "train.json").read_text()) == remembered
     fine("train", "--resume", stopped, "--epochs", "2")
     assert (stopped / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
     assert vgg.load(straight / "model.safetensors").classes == ["bright", "dark"]
@@ -301,6 +310,18 @@ def test_train_evaluate_and_resume_bit_for_bit(folder, tmp_path):
     anew = vggnet("train", "--resume", stopped)
     assert anew.returncode == 1
     assert "no checkpoint yet: start the run again" in anew.stderr
+
+
+def test_trained_weights_keep_their_mean(folder, tmp_path):
+    pretrained = tmp_path / "pretrained.safetensors"
+    vgg.VGG("A", num_classes=3, input_size=32, fc_width=16, init="xavier", mean=(7, 8, 9)).save(pretrained)
+    start = ("train", "--data", folder, *NET, "--iterations", "1", "--init-from", pretrained)
+    fine(*start, "--out", tmp_path / "kept")
+    assert vgg.load(tmp_path / "kept" / "model.safetensors").preprocessing.mean == (7, 8, 9)
+    fine(*start, "--mean", "1,2,3", "--out", tmp_path / "told")
+    assert vgg.load(tmp_path / "told" / "model.safetensors").preprocessing.mean == (1, 2, 3)
+    other = vggnet(*start, "--in-channels", "1", "--out", tmp_path / "gray")
+    assert other.returncode == 2 and "takes images of 3 channels" in other.stderr
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
@@ -339,6 +360,35 @@ def test_a_signal_saves_and_says_how_to_go_on(folder, tmp_path, number, status):
     assert f"vggnet train --resume {out}" in rest
     assert "Traceback" not in rest
     fine("train", "--resume", out, "--epochs", "4")
+
+
+def test_train_in_stages(folder, tmp_path):
+    """A chain in miniature: its plan, its run, and one that goes on; statistics from a file."""
+    stats = tmp_path / "stats.json"
+    fine("data", "stats", "--data", folder, "--out", stats)
+    options = (*NET[2:6], "--batch", "8", "--epochs", "1", "--scales", "34,36,40", "--stats", stats)
+    command = ("train", "--data", folder, "--paper", "B", "--images-per-second", "50", *options)
+    plan = fine(*command, "--dry-run")
+    assert [line.split()[:2] for line in plan.splitlines()[1:3]] == [["A", "A"], ["256", "B"]]
+    costs = json.loads(fine(*command, "--dry-run", "--json", "--init", "xavier"))
+    assert [(c["stage"]["name"], c["images"], c["iterations"]) for c in costs] == [("256", 36, 5)]
+    out = tmp_path / "B"
+    done = vggnet(*command, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert plan.splitlines()[1] in done.stderr
+    assert "256/model.safetensors" in done.stdout
+    model = vgg.load(out / "256" / "model.safetensors")
+    assert list(model.preprocessing.mean) == json.loads(stats.read_text())["mean"]
+    assert model.preprocessing.to_dict()["covariance"] == json.loads(stats.read_text())["covariance"]
+    again = vggnet(*command, "--out", out)
+    assert again.returncode == 2 and "--resume" in again.stderr
+    trained = (out / "256" / "model.safetensors").read_bytes()
+    (out / "256" / "model.safetensors").unlink()
+    summary = json.loads(fine("train", "--resume", out, "--json"))
+    assert [stage["name"] for stage in summary["stages"]] == ["A", "256"]
+    assert (out / "256" / "model.safetensors").read_bytes() == trained
+    other = vggnet("train", "--resume", out, "--epochs", "2")
+    assert other.returncode == 2 and "resumed unchanged" in other.stderr
 
 
 # ---- quickstart

@@ -79,6 +79,10 @@ KINDS = {
 
 @pytest.fixture
 def fake_torch(monkeypatch):
+    stand_ins(monkeypatch)
+
+
+def stand_ins(monkeypatch):
     """Modules of torch's names with nothing in them but what a pickle names."""
     modules = {name: types.ModuleType(name) for name in ("torch", "torch._utils", "torch.nn.parameter")}
 

@@ -26,7 +26,8 @@ x, w = (rng.standard_normal(s).astype(np.float32) for s in [(2, 9, 11, 19), (37,
 y = _C.conv2d(x, w, algorithm="direct")
 for algorithm in ("winograd2", "winograd4", "winograd6"):
     _C.conv2d(x, w, algorithm=algorithm)
-_C.conv2d_backward_weight(y, x, algorithm="winograd4")
+for algorithm in ("winograd4", "winograd6"):
+    _C.conv2d_backward_weight(y, x, algorithm=algorithm)
 _C.conv2d(x[..., :3], np.repeat(w[..., :3], 2, axis=0))
 _C.conv2d_backward_input(y, w[..., :3])
 _C.conv2d_backward_weight(y, x[..., :3])

@@ -10,7 +10,7 @@ import pytest
 from vggnet import cuda
 
 ROOT = Path(__file__).parent.parent
-PYTHON_FILES = ["vggnet", "tests", "benchmarks", "tools", "setup.py"]
+PYTHON_FILES = ["vggnet", "tests", "benchmarks", "notebooks", "tools", "setup.py"]
 C_FILES = sorted(
     path.relative_to(ROOT).as_posix()
     for folder in ("csrc", "tests/backend")

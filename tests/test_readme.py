@@ -33,7 +33,7 @@ def test_form():
         "pip install . && vggnet quickstart",
         "pip install -e '.[test]' && pytest",
     ]
-    assert len(TEXT.splitlines()) < 150
+    assert len(TEXT.splitlines()) < 160
     assert {name for name, _ in BLOCKS[1:]} == {"python", "bash", "text"}
     assert "A combined" in blocks("text")[0], "what quickstart prints"
 

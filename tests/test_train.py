@@ -456,6 +456,20 @@ def test_limits_can_be_raised_and_the_row_of_a_cut_epoch_is_made_anew(tmp_path, 
     same_rows(history, straight[1])
 
 
+@pytest.mark.parametrize("limit", [{"iterations": 6}, {"iterations": 8}, {"epochs": 2}], ids=str)
+def test_a_run_that_was_stopped_after_its_last_update_still_gets_its_last_row(tmp_path, limit):
+    recipe, data = dataclasses.replace(SMALL, **limit), patterns(36)
+    straight, model = net(), net(seed=99)
+    expected = fit(straight, data, recipe=recipe, progress=False)
+    last = [Signal(limit.get("iterations", 8), signal.SIGINT)]
+    with pytest.raises(KeyboardInterrupt):
+        fit(net(), data, recipe=recipe, checkpoint=tmp_path, callbacks=last, progress=False)
+    history = fit(model, data, recipe=recipe, checkpoint=tmp_path, resume=True, progress=False)
+    same_rows(history, expected)
+    assert history.stopped_by == expected.stopped_by == next(iter(limit))
+    assert_equal_weights(model, straight)
+
+
 def test_a_finished_run_is_not_trained_further(tmp_path, straight):
     for _ in range(2):
         model = net()

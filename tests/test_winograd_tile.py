@@ -42,8 +42,17 @@ class Output(ctypes.Structure):
     )
 
 
+class Sums(ctypes.Structure):
+    """struct vgg_winograd_sums."""
+
+    _fields_ = (
+        *[("m", FLOATS), *sizes("m_element", "m_row"), ("dw", FLOATS)],
+        *[*sizes("dw_row", "dw_tap", "rows", "columns"), ("beta", ctypes.c_bool)],
+    )
+
+
 class Kernels(NamedTuple):
-    """The three kernels for one size of tile and one ISA."""
+    """The kernels for one size of tile and one ISA; the weight gradient's two are None for 2."""
 
     side: int  # outputs of a tile's row and column
     elements: int
@@ -51,15 +60,22 @@ class Kernels(NamedTuple):
     input: Any
     weights: Any
     output: Any
+    gradient: Any
+    sums: Any
 
 
 @pytest.fixture(scope="module", params=[(side, isa) for side in (2, 4, 6) for isa in KERNELS], ids=str)
 def kernels(request, tmp_path_factory):
     side, isa = request.param
     loaded = kernel_library(f"winograd{side}_{isa}.c", tmp_path_factory.mktemp("winograd"))
-    found = [getattr(loaded, f"vgg_winograd{side}_{n}__{isa}") for n in ("input", "weights", "output")]
+    names = ("input", "weights", "output", "gradient", "sums")
+    found = [getattr(loaded, f"vgg_winograd{side}_{name}__{isa}", None) for name in names]
+    assert [name for name, function in zip(names, found, strict=True) if function is None] == (
+        ["gradient", "sums"] if side == 2 else []
+    )
     for function in found:
-        function.restype = None
+        if function is not None:
+            function.restype = None
     return Kernels(side, (side + 2) ** 2, KERNELS[isa], *found)
 
 
@@ -68,8 +84,12 @@ def ceil(size, unit):
 
 
 def transformed_input(kernels, c, x, y, index, h, w):
+    return transformed(kernels, kernels.input, kernels.elements, c, x, y, index, h, w)
+
+
+def transformed(kernels, run, elements, c, x, y, index, h, w):
     """v[e][tile][c] of one image, from panels of `width` channels."""
-    lanes, run, elements = kernels.lanes, kernels.input, kernels.elements
+    lanes = kernels.lanes
     rows, columns, width = ceil(h, kernels.side), ceil(w, kernels.side), 2 * lanes
     v = np.full((elements, ceil(c, width), rows * columns, width), GUARD)
     for row in range(rows):
@@ -98,6 +118,38 @@ def transformed_input(kernels, c, x, y, index, h, w):
         "the last vector's lanes without a channel are not 0"
     )
     return v[:, :, :c]
+
+
+@pytest.mark.parametrize("h, w, c, k", [(9, 6, 19, 21), (4, 8, 16, 3), (13, 7, 33, 16), (2, 5, 1, 40)])
+@pytest.mark.parametrize("pooled", [False, True])
+def test_transforms_of_the_weight_gradient(kernels, h, w, c, k, pooled):
+    if kernels.gradient is None:
+        return
+    elements, lanes = kernels.elements, kernels.lanes
+    rng = np.random.default_rng([h, w, c, k, 1])
+    x = rng.standard_normal((h, w, c), np.float32)
+    dy, y = (rng.standard_normal((h // 2, w // 2, k) if pooled else (h, w, k), np.float32) for _ in range(2))
+    index = rng.integers(0, 4, dy.shape, np.uint8) if pooled else None
+    g = reference.fused_gradient(
+        dy[None].astype(np.float64), y[None], None if index is None else index[None], (1, h, w, c)
+    )
+    u = transformed(kernels, kernels.gradient, elements + 1, k, dy, y, index, h, w)
+    v = transformed_input(kernels, c, x, None, None, h, w)
+    assert np.allclose(u[elements].sum(axis=0), g.sum(axis=(0, 1, 2)), atol=1e-4)
+
+    width = ceil(c, lanes) * lanes
+    m = np.zeros((elements, k, width), np.float32)
+    m[:, :, :c] = np.moveaxis(u[:elements], 1, 2) @ v
+    dw = np.full((k, 9, c + 2), GUARD)
+    dw[..., :c] = 1
+    call = Sums(pointer(m), k * width, width, pointer(dw), 9 * (c + 2), c + 2, k, c, True)
+    kernels.sums(ctypes.byref(call))
+    assert (dw[..., c:] == GUARD).all()
+    expected = reference.backward_weight(g, x[None].astype(np.float64), 3)[0]
+    bound = tolerance.conv2d_backward_weight_bound(
+        g, x[None].astype(np.float64), 3, f"winograd{kernels.side}", (1, 0)
+    )[0]
+    tolerance.assert_within(dw[..., :c].reshape(expected.shape), expected + 1, bound)
 
 
 @pytest.mark.parametrize("h, w, c, k", [(9, 6, 19, 21), (4, 8, 16, 3), (13, 7, 33, 16), (2, 5, 1, 40)])

@@ -77,6 +77,12 @@ class History:
             Path(directory, "history.jsonl"), "".join(json.dumps(asdict(row)) + "\n" for row in self.rows)
         )
 
+    @classmethod
+    def read(cls, directory: str | os.PathLike[str]) -> History:
+        """The rows that `write` left in a directory."""
+        lines = Path(directory, "history.jsonl").read_text(encoding="utf-8").splitlines()
+        return cls([Row(**json.loads(line)) for line in lines])
+
     def plot(self, path: str | os.PathLike[str] = "curves.png") -> None:
         """Draw loss and error over the epochs into a PNG file; dotted lines mark where the lr fell."""
         from . import picture

@@ -725,6 +725,7 @@ def load(
     weight_dtype: str = "float32",
     config: str | None = None,
     num_classes: int | None = None,
+    format: str | None = None,
     precision: Precision | None = None,
 ) -> VGG:
     """Read a model: a file that `VGG.save` or training wrote, or weights of another program.
@@ -733,7 +734,7 @@ def load(
     ----------
     path : path of a file
         Its suffix says whose: .safetensors (ours, or torchvision's state dict), .pth and .pt (torchvision), .caffemodel
-        (Caffe), .h5, .hdf5 and .keras (Keras), .mat (MatConvNet). See docs/weights.md.
+        (Caffe), .h5, .hdf5 and .keras (Keras), .mat (MatConvNet), .onnx (as vggnet writes it). See docs/weights.md.
     device : str
     weight_dtype : "float32" | "bfloat16"
         "bfloat16" rounds the weights of fc6, fc7 and fc8 to bfloat16, which halves their memory and the time that one image
@@ -744,6 +745,8 @@ def load(
     num_classes : int, optional
         For fine-tuning: with another number than the file's, fc8 is drawn anew (as by init="paper", zero biases) and class
         names are dropped; all other weights are the file's. The logger "vggnet" tells.
+    format : str, optional
+        A name of `vggnet.convert.FORMATS`, for a suffix that doesn't tell.
     precision : "float32" | "tf32", optional
         As in `VGG`; the file's unless it is given.
 
@@ -771,7 +774,7 @@ def load(
     _check_choice("weight_dtype", weight_dtype, WEIGHT_DTYPES)
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"load: num_classes is {num_classes}; expected at least 1")
-    arguments, copy = open_model(path, config=config)
+    arguments, copy = open_model(path, config=config, format=format)
     anew: tuple[str, ...] = ()
     if num_classes not in (None, arguments.get("num_classes")):
         if weight_dtype != "float32":

@@ -48,4 +48,27 @@ static INLINE void output_transform(vec y[4], const vec m[6])
     y[3] = last + B3 * difference_b;
 }
 
+/* The weight gradient's: u = G g */
+static INLINE void gradient_transform(vec u[6], const vec g[4])
+{
+    const vec even_a = g[0] + A2 * g[2], odd_a = A1 * g[1] + A3 * g[3];
+    const vec even_b = g[0] + B2 * g[2], odd_b = B1 * g[1] + B3 * g[3];
+    u[0] = g[0];
+    u[1] = even_a + odd_a;
+    u[2] = even_a - odd_a;
+    u[3] = even_b + odd_b;
+    u[4] = even_b - odd_b;
+    u[5] = g[3];
+}
+
+/* y = A' m */
+static INLINE void sums_transform(vec y[3], const vec m[6])
+{
+    const vec sum_a = NA * (m[1] + m[2]), difference_a = (NA * A1) * (m[1] - m[2]);
+    const vec sum_b = NB * (m[3] + m[4]), difference_b = (NB * B1) * (m[3] - m[4]);
+    y[0] = N0 * m[0] + (sum_a + sum_b);
+    y[1] = difference_a + difference_b;
+    y[2] = (A2 * sum_a + m[5]) + B2 * sum_b;
+}
+
 #endif

@@ -4,4 +4,5 @@
 #define OUT 6
 #define NAME(what) vgg_winograd6_##what##__avx2
 #include "winograd_tile.h"
+#include "winograd_weight_tile.h"
 #endif

@@ -1,5 +1,6 @@
-/* kernels/winograd6_points.h: F(6, 3) at the points 0, a = 1/2, -a, 1, -1, c = 2, -c and infinity. Included by
- * winograd_tile.h, which explains. With the squares 1/4, 1 and 4 of the points,
+/* kernels/winograd6_points.h: F(6, 3) at the points 0, a = 1/2, -a, 1, -1, c = 2, -c and infinity, and F(3, 6)
+ * at the same, for the weight gradient. Included by winograd_tile.h, which explains; F(3, 6) is explained in
+ * winograd_weight_tile.h. With the squares 1/4, 1 and 4 of the points,
  *
  *   m(x) = x^7 - 21/4 x^5 + 21/4 x^3 - x,    m(x) / (x - p) = (x^2 + p x) (x^4 - (q + r) x^2 + q r),
  *
@@ -56,6 +57,33 @@ static INLINE void output_transform(vec y[6], const vec m[8])
     y[3] = difference_b + A3 * difference_a + C3 * difference_c;
     y[4] = sum_b + A4 * sum_a + C4 * sum_c;
     y[5] = (difference_b + m[7]) + A5 * difference_a + C5 * difference_c;
+}
+
+/* The weight gradient's: u = G g */
+static INLINE void gradient_transform(vec u[8], const vec g[6])
+{
+    const vec even_a = g[0] + A2 * g[2] + A4 * g[4], odd_a = A1 * g[1] + A3 * g[3] + A5 * g[5];
+    const vec even_b = (g[0] + g[2]) + g[4], odd_b = (g[1] + g[3]) + g[5];
+    const vec even_c = g[0] + C2 * g[2] + C4 * g[4], odd_c = C1 * g[1] + C3 * g[3] + C5 * g[5];
+    u[0] = g[0];
+    u[1] = even_a + odd_a;
+    u[2] = even_a - odd_a;
+    u[3] = even_b + odd_b;
+    u[4] = even_b - odd_b;
+    u[5] = even_c + odd_c;
+    u[6] = even_c - odd_c;
+    u[7] = g[5];
+}
+
+/* y = A' m */
+static INLINE void sums_transform(vec y[3], const vec m[8])
+{
+    const vec sum_a = NA * (m[1] + m[2]), difference_a = (NA * A1) * (m[1] - m[2]);
+    const vec sum_b = NB * (m[3] + m[4]), difference_b = NB * (m[3] - m[4]);
+    const vec sum_c = NC * (m[5] + m[6]), difference_c = (NC * C1) * (m[5] - m[6]);
+    y[0] = (sum_a + sum_b) + (sum_c - m[0]);
+    y[1] = difference_a + difference_b + difference_c;
+    y[2] = (sum_b + m[7]) + A2 * sum_a + C2 * sum_c;
 }
 
 #endif

@@ -4,3 +4,4 @@
 #define OUT 6
 #define NAME(what) vgg_winograd6_##what##__scalar
 #include "winograd_tile.h"
+#include "winograd_weight_tile.h"

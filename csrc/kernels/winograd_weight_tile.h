@@ -1,29 +1,17 @@
-/* kernels/winograd_weight_tile.h: Winograd's F(3x3, 4x4): the weight gradient of a 3x3 convolution, for any ISA.
+/* kernels/winograd_weight_tile.h: Winograd's F(3x3, OUT x OUT): the weight gradient of a 3x3 convolution, for any ISA.
  * Contracts: the structs of vgg_internal.h. Included after winograd_tile.h, whose points and whose transform of x it shares.
  *
- * A tile of 4x4 pixels of the gradient g and the 6x6 pixels of x that it meets give 3x3 sums, dw = A' [(G g G') * (B' x B)] A.
- * The valid correlation of six numbers by four is a polynomial product transposed: with V(m) the matrix of rows
- * (1, p, .., p^(m-1)), of infinity (0, .., 0, 1), it is V(3)' [(V(4) g) * (V(6)^-T d)]. The rows of B' are those of V(6)^-T
- * times N_p, so a factor must take them back. G is applied to each tile, A' once to the sum over all: A' has the factors.
+ * A tile of OUT x OUT pixels of the gradient g and the IN x IN pixels of x that it meets give 3x3 sums,
+ * dw = A' [(G g G') * (B' x B)] A. The valid correlation of IN numbers by OUT is a polynomial product transposed: with V(m) the
+ * matrix of rows (1, p, .., p^(m-1)), of infinity (0, .., 0, 1), it is V(3)' [(V(OUT) g) * (V(IN)^-T d)]. The rows of B' are
+ * those of V(IN)^-T times N_p, so a factor must take them back. G is applied to each tile, A' once to the sum over all: A' has
+ * the factors.
  *
- *   G: row p  (1, p, p^2, p^3)    infinity  (0, 0, 0, 1)       A': column p  (1, p, p^2) / N_p    infinity  (0, 0, 1) */
+ *   G: row p  (1, p, .., p^(OUT-1))   infinity  (0, .., 0, 1)       A': column p  (1, p, p^2) / N_p   infinity  (0, 0, 1) */
 #ifndef VGG_WINOGRAD_WEIGHT_H
 #define VGG_WINOGRAD_WEIGHT_H
 
 /* ------------------------------------------------------------------------------------------------ gradient */
-
-/* u = G g */
-static INLINE void gradient_transform(vec u[6], vec g0, vec g1, vec g2, vec g3)
-{
-    const vec even_a = g0 + A2 * g2, odd_a = A1 * g1 + A3 * g3;
-    const vec even_b = g0 + B2 * g2, odd_b = B1 * g1 + B3 * g3;
-    u[0] = g0;
-    u[1] = even_a + odd_a;
-    u[2] = even_a - odd_a;
-    u[3] = even_b + odd_b;
-    u[4] = even_b - odd_b;
-    u[5] = g3;
-}
 
 /* Two pixels of row i of the 2 x 2 window that was pooled to x[at]; a tile's windows are whole. */
 static INLINE void window_row(vec *g, const struct source *s, size_t at, size_t i, const bool masked, size_t lanes)
@@ -37,35 +25,38 @@ static INLINE void window_row(vec *g, const struct source *s, size_t at, size_t 
     g[1] = choose(where == (int32_t)(2 * i + 1), x, zero);
 }
 
-/* One vector of channels of one tile: G g G' to v[e * v_element], and the sum of its pixels as a 37th element. */
+/* One vector of channels of one tile: G g G' to v[e * v_element], and the sum of its pixels as one element more. */
 static INLINE void gradient_tile(float *v, size_t v_element, const struct source *s, size_t row, size_t column, size_t channel,
                                  const bool inside, const bool masked, const bool pooled, size_t lanes)
 {
-    vec half[4][6], sum = {0};
-    for (size_t i = 0; i < 4; i++) {
-        vec g[4];
+    vec half[OUT][IN], sum = {0};
+    for (size_t i = 0; i < OUT; i++) {
+        vec g[OUT];
         if (inside && pooled)
-            for (size_t j = 0; j < 4; j += 2)
+            for (size_t j = 0; j < OUT; j += 2)
                 window_row(g + j, s, ((row + i) / 2 * s->ow + (column + j) / 2) * s->c + channel, i % 2, masked, lanes);
         else
-            for (size_t j = 0; j < 4; j++)
+            for (size_t j = 0; j < OUT; j++)
                 g[j] = pixel(s, row + i, column + j, channel, inside, masked, pooled, lanes);
-        gradient_transform(half[i], g[0], g[1], g[2], g[3]);
-        sum += (g[0] + g[1]) + (g[2] + g[3]);
+        gradient_transform(half[i], g);
+        for (size_t j = 0; j < OUT; j += 2)
+            sum += g[j] + g[j + 1];
     }
-    for (size_t j = 0; j < 6; j++) {
-        vec out[6];
-        gradient_transform(out, half[0][j], half[1][j], half[2][j], half[3][j]);
-        for (size_t i = 0; i < 6; i++)
-            store(v + (6 * i + j) * v_element, out[i], VL);
+    for (size_t j = 0; j < IN; j++) {
+        vec g[OUT], out[IN];
+        for (size_t i = 0; i < OUT; i++)
+            g[i] = half[i][j];
+        gradient_transform(out, g);
+        for (size_t i = 0; i < IN; i++)
+            store(v + (IN * i + j) * v_element, out[i], VL);
     }
-    store(v + 36 * v_element, sum, VL);
+    store(v + IN * IN * v_element, sum, VL);
 }
 
 static INLINE void gradient_channels(const struct vgg_winograd_input *t, const struct source *s, size_t tile, const bool inside,
                                      const bool masked, const bool pooled)
 {
-    size_t row = 4 * t->row, column = 4 * (t->column + tile);
+    size_t row = OUT * t->row, column = OUT * (t->column + tile);
     float *panel = t->v + tile * t->v_tile;
     for (size_t first = 0; first < t->c; first += t->width, panel += t->v_panel) {
         size_t c = first, end = vgg_min_size(t->c, first + t->width);
@@ -83,7 +74,7 @@ void NAME(gradient)(const struct vgg_winograd_input *t)
     bool masked = t->y != NULL, pooled = t->index != NULL;
     size_t h = pooled ? vgg_min_size(t->h, 2 * t->oh) : t->h, w = pooled ? vgg_min_size(t->w, 2 * t->ow) : t->w;
     for (size_t tile = 0; tile < t->tiles; tile++) {
-        bool inside = 4 * t->row + 4 <= h && 4 * (t->column + tile) + 4 <= w;
+        bool inside = OUT * t->row + OUT <= h && OUT * (t->column + tile) + OUT <= w;
         if (!inside)
             gradient_channels(t, &s, tile, false, masked, pooled);
         else if (masked && pooled)
@@ -99,28 +90,21 @@ void NAME(gradient)(const struct vgg_winograd_input *t)
 
 /* ------------------------------------------------------------------------------------------------ sums */
 
-/* y = A' m */
-static INLINE void sums_transform(vec y[3], vec m0, vec m1, vec m2, vec m3, vec m4, vec m5)
-{
-    const vec sum_a = NA * (m1 + m2), difference_a = (NA * A1) * (m1 - m2);
-    const vec sum_b = NB * (m3 + m4), difference_b = (NB * B1) * (m3 - m4);
-    y[0] = N0 * m0 + (sum_a + sum_b);
-    y[1] = difference_a + difference_b;
-    y[2] = (A2 * sum_a + m5) + B2 * sum_b;
-}
-
 /* One vector of channels of one row: dw[tap] = A' m A, plus what it was with beta. */
 static INLINE void sums_row(const struct vgg_winograd_sums *t, const float *m, float *dw, size_t lanes)
 {
-    vec half[6][3];
-    for (size_t i = 0; i < 6; i++) {
-#define ELEMENT(j) load(m + (6 * i + j) * t->m_element, VL)
-        sums_transform(half[i], ELEMENT(0), ELEMENT(1), ELEMENT(2), ELEMENT(3), ELEMENT(4), ELEMENT(5));
-#undef ELEMENT
+    vec half[IN][3];
+    for (size_t i = 0; i < IN; i++) {
+        vec row_m[IN];
+        for (size_t j = 0; j < IN; j++, m += t->m_element)
+            row_m[j] = load(m, VL);
+        sums_transform(half[i], row_m);
     }
     for (size_t j = 0; j < 3; j++) {
-        vec out[3];
-        sums_transform(out, half[0][j], half[1][j], half[2][j], half[3][j], half[4][j], half[5][j]);
+        vec column_m[IN], out[3];
+        for (size_t i = 0; i < IN; i++)
+            column_m[i] = half[i][j];
+        sums_transform(out, column_m);
         for (size_t i = 0; i < 3; i++) {
             float *to = dw + (3 * i + j) * t->dw_tap;
             store(to, t->beta ? out[i] + load(to, lanes) : out[i], lanes);

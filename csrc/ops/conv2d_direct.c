@@ -231,30 +231,24 @@ static void band_task(void *argument, size_t task, int thread)
 
     /* Lines of pixels: the whole band, or a row. */
     size_t lines = p->flat ? 1 : band.rows, length = p->flat ? band.images * band.rows * p->w : p->w;
-    size_t tiles = vgg_ceil_div(length, gemm->mr), longer = length % tiles; /* split evenly: 14 = 5 + 5 + 4 */
-    struct vgg_gemm_tile t = {.runs = p->flat ? 1 : p->ks,
-                              .k = p->flat ? p->ks * p->ks * p->ci : p->ks * p->ci,
-                              .a_run = p->staged_row,
-                              .a_row = p->flat ? p->flat_row : p->ci,
-                              .a_col = 1,
-                              .b_run = p->ks * p->ci * gemm->nr,
-                              .c_row = call->pool ? channels : p->co,
-                              .relu = call->relu};
+    struct vgg_gemm t = {.rows = length,
+                         .runs = p->flat ? 1 : p->ks,
+                         .k = p->flat ? p->ks * p->ks * p->ci : p->ks * p->ci,
+                         .a_run = p->staged_row,
+                         .a_row = p->flat ? p->flat_row : p->ci,
+                         .a_col = 1,
+                         .b_run = p->ks * p->ci * gemm->nr,
+                         .c_row = call->pool ? channels : p->co,
+                         .relu = call->relu};
     for (size_t panel = panel0; panel < panel1; panel++) {
         size_t column = panel * gemm->nr;
         t.nr = vgg_min_size(gemm->nr, p->co - column);
         t.b = call->packed + panel * p->panel_floats;
         t.bias = call->b == NULL ? NULL : call->b + column;
         t.c = call->pool ? unpooled + (column - first) : call->y + pixel * p->co + column;
-        for (size_t line = 0; line < lines; line++) {
-            t.a = a + line * p->staged_row;
-            for (size_t tile = 0; tile < tiles; tile++) {
-                t.mr = length / tiles + (tile < longer);
-                gemm->run.gemm(&t);
-                t.a += t.mr * t.a_row;
-                t.c += t.mr * t.c_row;
-            }
-        }
+        t.a = a;
+        for (size_t line = 0; line < lines; line++, t.a += p->staged_row, t.c += length * t.c_row)
+            gemm->run.gemm(&t);
     }
     if (call->pool)
         pool(call, unpooled, &band, first, channels);

@@ -167,19 +167,19 @@ static void multiply_band(const struct call *call, const struct band *band, size
     const struct plan *p = &call->p;
     const struct vgg_kernel *gemm = p->gemm;
     size_t taps = p->taps_side * p->taps_side, column = x_panel * gemm->nr, depth = taps * p->columns;
-    struct vgg_gemm_tile t = {.nr = vgg_min_size(gemm->nr, p->columns - column),
-                              .runs = band->runs,
-                              .k = band->k,
-                              .a_run = band->a_run,
-                              .a_row = 1,
-                              .a_col = gemm->mr,
-                              .b_run = band->b_run,
-                              .c_row = depth,
-                              .beta = beta};
+    struct vgg_gemm t = {.nr = vgg_min_size(gemm->nr, p->columns - column),
+                         .runs = band->runs,
+                         .k = band->k,
+                         .a_run = band->a_run,
+                         .a_row = 1,
+                         .a_col = gemm->mr,
+                         .b_run = band->b_run,
+                         .c_row = depth,
+                         .beta = beta};
     const float *x = call->x_panels + x_panel * p->x_panel + band->x_offset;
     for (size_t panel = g_begin; panel < g_end; panel++) {
         size_t k = panel * gemm->mr;
-        t.mr = vgg_min_size(gemm->mr, p->k - k);
+        t.rows = vgg_min_size(gemm->mr, p->k - k);
         t.a = call->g_panels + panel * p->g_panel + band->g_offset;
         for (size_t tap = 0; tap < taps; tap++) {
             t.b = x + tap / p->taps_side * p->x_row + tap % p->taps_side * gemm->nr;

@@ -10,9 +10,10 @@
  *   m[e][tile][channel]              sums, which the output transform turns into pixels, with bias, ReLU and pooling
  *
  * Where there are many tiles, a task takes a block of them through all three stages, with v and m in scratch of its own; u is
- * given (inference keeps it) or made first, by all threads. Where there are few, v of all tiles is made first, and a task takes
- * some panels of output channels. u would be read about once then, so unless it is given it never goes to memory: a block of
- * it at a time is made in scratch and multiplied at once.
+ * given (inference keeps it) or made first, by all threads. v and m share their memory: m begins so far before v that m[e] ends
+ * where v[e] begins at the latest, so it falls on elements of v that were read, and a block takes half of the cache. Where
+ * there are few, v of all tiles is made first, and a task takes some panels of output channels. u would be read about once
+ * then, so unless it is given it never goes to memory: a block of it at a time is made in scratch and multiplied at once.
  *
  * A sum runs through a block of `width` channels in one accumulator, and block is added to block, in either form, so a result
  * depends neither on blocks of tiles nor on the batch. */
@@ -56,7 +57,8 @@ struct plan {
     size_t panels, width, depths;
     size_t groups, group;                                                      /* of panels: how many, and one's */
     size_t v_depth, v_element, u_element, u_depth, u_panel, m_tile, m_element; /* floats */
-    size_t u_bytes, v_bytes, m_bytes;
+    size_t v_behind; /* floats from m to v where they share a block's memory */
+    size_t u_bytes, v_bytes, m_bytes, block_bytes;
     size_t shared_bytes, thread_bytes;
 };
 
@@ -91,7 +93,7 @@ static enum vgg_status make_plan(struct plan *p, const struct vgg_context *ctx, 
     p->panels = vgg_ceil_div(p->co, nr);
     p->depths = vgg_ceil_div(p->ci, PANEL_FLOATS / nr);
     p->width = round_up(vgg_ceil_div(p->ci, p->depths), 16);
-    size_t outs; /* channels of m */
+    size_t outs, wider, narrower; /* channels of m; an element of v or m, whichever is larger, and the other */
     bool fits = vgg_mul_size(&p->tiles, p->tiles_h, p->tiles_w) && vgg_mul_size(&p->tiles, p->tiles, p->n) &&
                 vgg_mul_size(&outs, p->panels, nr);
     if (fits) {
@@ -113,9 +115,14 @@ static enum vgg_status make_plan(struct plan *p, const struct vgg_context *ctx, 
                vgg_reserve(&p->v_bytes, p->v_element, p->elements, 1) &&
                vgg_reserve(&p->m_bytes, p->m_element, p->elements, 1) &&
                vgg_reserve(&p->u_bytes, whole ? p->panels : made, whole ? p->u_panel : p->u_depth, 1);
+        wider = vgg_max_size(p->v_element, p->m_element);
+        narrower = vgg_min_size(p->v_element, p->m_element);
+        fits = fits && vgg_reserve(&p->block_bytes, p->elements, wider, 1) && vgg_reserve(&p->block_bytes, narrower, 1, 1);
+        p->v_behind = p->elements * (wider - p->v_element) + narrower;
     }
     p->shared_bytes = p->few ? p->v_bytes : p->u_bytes;
-    fits = fits && vgg_add_size(&p->thread_bytes, p->few ? p->u_bytes : p->v_bytes, p->m_bytes);
+    p->thread_bytes = p->block_bytes;
+    fits = fits && (!p->few || vgg_add_size(&p->thread_bytes, p->u_bytes, p->m_bytes));
     return vgg_workspace_fits(ctx, "conv2d", fits);
 }
 
@@ -148,7 +155,9 @@ static struct scratch scratch_of(const struct call *call, int thread)
 {
     const struct plan *p = &call->p;
     char *at = call->scratch + (size_t)thread * p->thread_bytes;
-    return (struct scratch){.own = (float *)(void *)at, .m = (float *)(void *)(at + (p->few ? p->u_bytes : p->v_bytes))};
+    if (p->few)
+        return (struct scratch){.own = (float *)(void *)at, .m = (float *)(void *)(at + p->u_bytes)};
+    return (struct scratch){.own = (float *)(void *)at + p->v_behind, .m = (float *)(void *)at};
 }
 
 /* ------------------------------------------------------------------------------------------------ weights */
@@ -263,31 +272,25 @@ static void transform_output(const struct call *call, const float *m, size_t fir
 }
 
 /* m (+)= v u for a block of input channels, a panel of output channels and all tiles of the block. next: the block of u that
- * comes after this one, or NULL where it is near. */
+ * comes after this one. */
 static void multiply(const struct plan *p, float *m, const float *v, const float *u, size_t tiles, size_t depth,
                      const float *next)
 {
-    const struct vgg_kernel *gemm = p->gemm;
-    size_t calls = vgg_ceil_div(tiles, gemm->mr), longer = tiles % calls; /* split evenly: 16 = 6 + 5 + 5 */
-    struct vgg_gemm_tile t = {.nr = gemm->nr,
-                              .runs = 1,
-                              .k = vgg_min_size(p->width, p->ci - depth * p->width),
-                              .a = v,
-                              .a_row = p->width,
-                              .a_col = 1,
-                              .b = u,
-                              .c = m,
-                              .c_row = p->m_tile,
-                              .beta = depth != 0};
-    size_t lines = t.k * t.nr / LINE;
-    for (size_t call = 0; call < calls; call++) {
-        t.mr = tiles / calls + (call < longer);
-        if (next != NULL)
-            t.next = next + lines * call / calls * LINE;
-        gemm->run.gemm(&t);
-        t.a += t.mr * t.a_row;
-        t.c += t.mr * t.c_row;
-    }
+    size_t nr = p->gemm->nr, channels = vgg_min_size(p->width, p->ci - depth * p->width);
+    const struct vgg_gemm t = {.rows = tiles,
+                               .nr = nr,
+                               .runs = 1,
+                               .k = channels,
+                               .a = v,
+                               .a_row = p->width,
+                               .a_col = 1,
+                               .b = u,
+                               .c = m,
+                               .c_row = p->m_tile,
+                               .beta = depth != 0,
+                               .next = next,
+                               .next_lines = channels * nr / LINE};
+    p->gemm->run.gemm(&t);
 }
 
 /* Many tiles: task is a block of them. */

@@ -1,23 +1,23 @@
-/* ops/conv2d_winograd_weight.c: the weight gradient of a 3x3 convolution by Winograd's F(3x3, 4x4).
+/* ops/conv2d_winograd_weight.c: the weight gradient of a 3x3 convolution by Winograd's F(3x3, 4x4) and F(3x3, 6x6).
  *
  * dw[k][r][s][c] is a sum over pixels of g times x shifted by (r, s). Cut the map into tiles of 4x4 pixels of g; each meets
- * 6x6 pixels of x, and gives all nine taps with 36 products instead of 144:
+ * 6x6 pixels of x, and gives all nine taps with 36 products instead of 144 (of 6x6: 8x8, and 64 instead of 324):
  *
  *   dw = A' [ sum over tiles of (G g G') * (B' x B) ] A
  *
- * with G and A' of kernels/winograd_weight_tile.h. The sum over tiles is a matrix product for each of the 36 elements, of
+ * with G and A' of kernels/winograd_weight_tile.h. The sum over tiles is a matrix product for each of the elements, of
  * K x C and as long as there are tiles. The batch is taken in chunks of rows of tiles, whose panels fit the caches:
  *
  *   1. transform  (parallel over rows of tiles) g, masked and un-pooled, to panels [element][k / width][tile][width], where
  *                 width is whole vectors and whole tiles of the microkernel, and x to panels [element][c / NR][tile][NR]
- *   2. multiply   for each of the 36 elements, each tile of the microkernel: one call, which adds the chunk's sum, formed in
- *                 registers, to sums [c / NR][element][k / MR][MR][NR]
+ *   2. multiply   for each of the elements, each strip of tiles of the microkernel: one call, which adds the chunk's sum,
+ *                 formed in registers, to sums [c / NR][element][k / MR][MR][NR]
  *   3. finish     A' sums A to dw
  *
  * So a long sum is blocked, and its order depends on shapes alone: chunks come in order, and a tile is one task's. A task of
  * multiply is an element, whose panels stay in the cache, and finish comes last. But where one chunk has all tiles, a
  * task is a block of K x C with all its elements, and is finished while its sums are in the cache: with few tiles, to write and
- * read them would take longer than to make them. The transform of g has the sum of the tile as a 37th element: db is made
+ * read them would take longer than to make them. The transform of g has the sum of the tile as one element more: db is made
  * from its panels. */
 #include "conv2d.h"
 #include "panels.h"
@@ -25,20 +25,30 @@
 #include <string.h>
 
 enum {
-    TILE = 4,            /* of g */
-    ELEMENTS = 36,       /* of a transformed tile */
     CHUNK_TILES = 128,   /* of a sum in registers, at most (but a row); more leave the cache, fewer add to sums too often */
     RUN_TILES = 16,      /* of a task of the transform, about */
     BLOCK_C = 2,         /* panels of x in a block */
     STRIDE_PAD = 16,     /* floats between panels; keeps them off the same cache sets */
     PAGE = 1024,         /* floats; elements are a few lines more than whole pages apart, */
-    ELEMENT_PAD = 48,    /* so that the 36 lines of a tile fall into different cache sets */
+    ELEMENT_PAD = 48,    /* so that a tile's lines fall into different cache sets */
     TASKS_A_THREAD = 4,  /* for balance */
     SMALL_WORK = 1 << 20 /* multiply-adds that are not worth waking a thread for */
 };
 
+/* The algorithms: pixels of a tile of g's side, elements of a transformed tile, kernels. */
+struct variant {
+    size_t side, elements;
+    enum vgg_slot input, gradient, output;
+};
+
+static const struct variant variants[] = {
+    [VGG_WINOGRAD4] = {4, 36, VGG_SLOT_WINOGRAD4_INPUT, VGG_SLOT_WINOGRAD4_GRADIENT, VGG_SLOT_WINOGRAD4_SUMS},
+    [VGG_WINOGRAD6] = {6, 64, VGG_SLOT_WINOGRAD6_INPUT, VGG_SLOT_WINOGRAD6_GRADIENT, VGG_SLOT_WINOGRAD6_SUMS},
+};
+
 struct plan {
     size_t n, h, w, c, k;
+    size_t elements; /* of a transformed tile */
     const struct vgg_kernel *gemm, *input, *gradient, *output;
     size_t rows_an_image, tiles;                 /* rows of tiles; tiles of a row */
     size_t runs;                                 /* parts of a row of tiles, for the transform */
@@ -46,7 +56,7 @@ struct plan {
     bool by_blocks;                              /* one chunk */
     size_t x_panel, x_panels, x_element;         /* floats of a panel; panels; floats of an element's panels */
     size_t g_width, g_panel, g_element, g_tiles; /* tiles of the microkernel */
-    size_t sums;                                 /* floats of the 36 elements of one tile of the microkernel */
+    size_t sums;                                 /* floats of the elements of one tile of the microkernel */
     size_t block_k, block_c;                     /* of a block, at most: tiles of the microkernel, panels of x */
     size_t db_bytes, x_bytes, g_bytes, sums_bytes, shared_bytes, thread_bytes;
 };
@@ -72,16 +82,17 @@ static size_t common_multiple(size_t a, size_t b)
 static enum vgg_status make_plan(struct plan *p, struct vgg_context *ctx, const struct vgg_conv2d *s)
 {
     const struct vgg_kernel *gemm = vgg_gemm();
-    *p = (struct plan){.n = s->n, .h = s->h, .w = s->w, .c = s->c, .k = s->k, .gemm = gemm};
-    p->input = vgg_kernel(VGG_SLOT_WINOGRAD4_INPUT);
-    p->gradient = vgg_kernel(VGG_SLOT_WINOGRAD4_GRADIENT);
-    p->output = vgg_kernel(VGG_SLOT_WINOGRAD4_SUMS);
-    p->rows_an_image = vgg_ceil_div(p->h, TILE);
-    p->tiles = vgg_ceil_div(p->w, TILE);
+    const struct variant *variant = &variants[vgg_conv2d_algorithm(s, VGG_BACKWARD_WEIGHT)];
+    *p = (struct plan){.n = s->n, .h = s->h, .w = s->w, .c = s->c, .k = s->k, .elements = variant->elements, .gemm = gemm};
+    p->input = vgg_kernel(variant->input);
+    p->gradient = vgg_kernel(variant->gradient);
+    p->output = vgg_kernel(variant->output);
+    p->rows_an_image = vgg_ceil_div(p->h, variant->side);
+    p->tiles = vgg_ceil_div(p->w, variant->side);
     p->x_panels = vgg_ceil_div(p->c, gemm->nr);
     p->g_tiles = vgg_ceil_div(p->k, gemm->mr);
     p->g_width = common_multiple(gemm->mr, gemm->nr / 2);
-    p->sums = ELEMENTS * gemm->mr * gemm->nr;
+    p->sums = p->elements * gemm->mr * gemm->nr;
     p->block_c = BLOCK_C;
     p->block_k = vgg_max_size(vgg_l2_bytes() / 2 / sizeof(float) / p->sums / BLOCK_C, 1);
 
@@ -97,7 +108,8 @@ static enum vgg_status make_plan(struct plan *p, struct vgg_context *ctx, const 
                vgg_add_size(&p->g_panel, p->g_panel, STRIDE_PAD) && element_size(&p->x_element, p->x_panels, p->x_panel) &&
                element_size(&p->g_element, g_panels, p->g_panel) &&
                vgg_reserve(&p->db_bytes, p->k, sizeof(double) / sizeof(float), 1) &&
-               vgg_reserve(&p->x_bytes, ELEMENTS, p->x_element, 1) && vgg_reserve(&p->g_bytes, ELEMENTS + 1, p->g_element, 1) &&
+               vgg_reserve(&p->x_bytes, p->elements, p->x_element, 1) &&
+               vgg_reserve(&p->g_bytes, p->elements + 1, p->g_element, 1) &&
                vgg_reserve(&p->sums_bytes, p->by_blocks ? 0 : p->sums, p->x_panels, p->g_tiles) &&
                vgg_reserve(&p->thread_bytes, p->by_blocks ? p->block_k * p->block_c : 0, p->sums, 1) &&
                vgg_add_size(&p->shared_bytes, p->db_bytes, p->x_bytes) &&
@@ -184,31 +196,32 @@ struct block {
 
 static float *sums_of(const struct plan *p, const struct block *block, size_t c, size_t element, size_t k)
 {
-    size_t tile = ((c - block->sums_c) * ELEMENTS + element) * block->sums_tiles + k - block->sums_k;
+    size_t tile = ((c - block->sums_c) * p->elements + element) * block->sums_tiles + k - block->sums_k;
     return block->sums + tile * p->gemm->mr * p->gemm->nr;
 }
 
 static void multiply(const struct call *call, const struct block *block)
 {
     const struct plan *p = &call->p;
-    size_t mr = p->gemm->mr, nr = p->gemm->nr;
-    struct vgg_gemm_tile t = {.nr = nr,
-                              .runs = 1,
-                              .k = call->rows * p->tiles,
-                              .a_row = 1,
-                              .a_col = p->g_width,
-                              .c_row = nr,
-                              .beta = call->chunk != 0};
+    size_t mr = p->gemm->mr, nr = p->gemm->nr, strip = p->g_width / mr; /* tiles */
+    struct vgg_gemm t = {.nr = nr,
+                         .runs = 1,
+                         .k = call->rows * p->tiles,
+                         .a_row = 1,
+                         .a_col = p->g_width,
+                         .c_row = nr,
+                         .beta = call->chunk != 0};
     for (size_t element = block->element; element < block->element_end; element++)
         for (size_t c = block->c; c < block->c_end; c++) {
             t.b = call->x_panels + element * p->x_element + c * p->x_panel;
-            t.c = sums_of(p, block, c, element, block->k);
-            for (size_t tile = block->k; tile < block->k_end; tile++, t.c += mr * nr) {
+            for (size_t tile = block->k, end; tile < block->k_end; tile = end) {
+                end = vgg_min_size(block->k_end, (tile / strip + 1) * strip); /* of the panel of g */
                 size_t k = tile * mr;
-                t.mr = vgg_min_size(mr, p->k - k);
+                t.rows = vgg_min_size(end * mr, p->k) - k;
                 t.a = call->g_panels + element * p->g_element + k / p->g_width * p->g_panel + k % p->g_width;
-                if (t.beta) /* the next tile's */
-                    for (size_t i = mr * nr; i < 2 * mr * nr; i += 16)
+                t.c = sums_of(p, block, c, element, tile);
+                if (t.beta) /* the next strip's */
+                    for (size_t i = t.rows * nr; i < 2 * t.rows * nr; i += 16)
                         __builtin_prefetch(t.c + i, 1);
                 p->gemm->run.gemm(&t);
             }
@@ -239,7 +252,7 @@ static void sum_bias(const struct call *call)
     const struct plan *p = &call->p;
     size_t mr = p->gemm->mr;
     for (size_t k = 0; k < p->k; k += mr) {
-        const float *g = call->g_panels + ELEMENTS * p->g_element + k / p->g_width * p->g_panel + k % p->g_width;
+        const float *g = call->g_panels + p->elements * p->g_element + k / p->g_width * p->g_panel + k % p->g_width;
         vgg_sum_columns(call->db_sums + k, g, p->g_width, call->rows * p->tiles, vgg_min_size(mr, p->k - k), mr);
     }
 }
@@ -247,7 +260,7 @@ static void sum_bias(const struct call *call)
 /* All elements of the task's block of K x C, among the sums of all K x C. */
 static struct block block_of(const struct call *call, size_t task)
 {
-    struct block block = {.element_end = ELEMENTS,
+    struct block block = {.element_end = call->p.elements,
                           .k = task % call->blocks_k * call->block_k,
                           .c = task / call->blocks_k * call->block_c,
                           .sums = call->sums,
@@ -316,7 +329,7 @@ static void make_tasks(struct call *call, int threads)
     cut(&call->block_k, &call->blocks_k, p->g_tiles, p->block_k, vgg_ceil_div(wanted, call->blocks_c));
     /* Half of the L2 cache for an element's panels of g. */
     size_t most = vgg_l2_bytes() / 2 / sizeof(float) / (vgg_max_size(p->rows, 1) * p->tiles * p->gemm->mr);
-    cut(&call->split_k, &call->splits, p->g_tiles, vgg_max_size(most, 1), vgg_ceil_div(wanted, ELEMENTS));
+    cut(&call->split_k, &call->splits, p->g_tiles, vgg_max_size(most, 1), vgg_ceil_div(wanted, p->elements));
 }
 
 enum vgg_status vgg_conv2d_winograd_weight(struct vgg_context *ctx, float *dw, float *db, const struct vgg_conv2d_gradient *g,
@@ -352,7 +365,7 @@ enum vgg_status vgg_conv2d_winograd_weight(struct vgg_context *ctx, float *dw, f
         if (p->by_blocks)
             vgg_parallel_for(threads, 1 + blocks, multiply_and_finish_task, &call);
         else
-            vgg_parallel_for(threads, 1 + ELEMENTS * call.splits, multiply_task, &call);
+            vgg_parallel_for(threads, 1 + p->elements * call.splits, multiply_task, &call);
     }
     if (!p->by_blocks)
         vgg_parallel_for(threads, blocks, finish_task, &call);

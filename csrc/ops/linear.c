@@ -252,7 +252,7 @@ static void forward_task(void *argument, size_t task, int thread)
     size_t begin = task * block, outs = vgg_min_size(block, s->out - begin);
     float *tiles = (float *)(void *)(call->scratch + (size_t)thread * call->thread_bytes);
     float *wide = (float *)(void *)((char *)tiles + call->tiles_bytes);
-    struct vgg_gemm_tile t = {.nr = nr, .runs = 1, .a_row = s->bfloat16 ? BLOCK : s->in, .a_col = 1, .c_row = nr};
+    struct vgg_gemm t = {.rows = outs, .nr = nr, .runs = 1, .a_row = s->bfloat16 ? BLOCK : s->in, .a_col = 1, .c_row = nr};
     for (size_t i = 0; i < s->in; i += BLOCK) {
         t.k = vgg_min_size(BLOCK, s->in - i);
         t.beta = i != 0;
@@ -261,12 +261,9 @@ static void forward_task(void *argument, size_t task, int thread)
         const float *w = s->bfloat16 ? wide : weights(call, begin, i);
         for (size_t panel = 0; panel < panels; panel++) {
             t.b = call->first + (panel * s->in + i) * nr;
-            for (size_t row = 0; row < outs; row += gemm->mr) {
-                t.mr = vgg_min_size(gemm->mr, outs - row);
-                t.a = w + row * t.a_row;
-                t.c = tiles + (panel * block + row) * nr;
-                gemm->run.gemm(&t);
-            }
+            t.a = w;
+            t.c = tiles + panel * block * nr;
+            gemm->run.gemm(&t);
         }
     }
     for (size_t n = 0; n < s->n; n++) {

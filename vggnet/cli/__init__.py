@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import VggError
-from . import bench, data, evaluate, features, info, predict, quickstart, train
+from . import bench, convert, data, evaluate, features, info, predict, quickstart, train
 from .common import Formatter, Interrupted, UsageError
 
-COMMANDS = (quickstart, train, evaluate, predict, features, data, bench, info)
+COMMANDS = (quickstart, train, evaluate, predict, features, convert, data, bench, info)
 
 
 class _Version(argparse.Action):

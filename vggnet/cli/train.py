@@ -1,70 +1,52 @@
-"""``vggnet train``: a net on your images, by the paper's recipe."""
+"""``vggnet train``: a net on your images, by the paper's recipe, in one run or in the paper's stages."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vggnet as vgg
 
-from ..configs import CONFIGS
 from ..progress import Progress
 from .common import (
     Interrupted,
     UsageError,
     add_command,
     begin,
-    data_option,
+    columns,
     fraction,
     has_val,
-    number,
     open_data,
-    positive,
-    precision_option,
     print_json,
 )
+from .train_options import NET, RECIPE, add_options
 
 if TYPE_CHECKING:
     from ..data import Dataset
     from ..history import History
-    from ..train import Recipe
+    from ..train import Cost, Recipe, Stage
 
 EXAMPLES = """\
   vggnet train --data sample --out runs/sample
   vggnet train --data flowers --config A --out runs/A
   vggnet train --data flowers --config D --init xavier --batch 64 --lr 0.005 --out runs/xavier
   vggnet train --data flowers --config D --init-from runs/A/model.safetensors --out runs/D
+  vggnet train --data imagenet --paper D --stages A,256,384,jitter --out runs/D
   vggnet train --resume runs/D
 """
 
-DATA_FILE = "train.json"  # --data and --val of the run; all else is in its checkpoints
+DATA_FILE = "train.json"  # what a run is started with beside net and recipe, which are in its checkpoints
+KEPT = ("data", "val", "checkpoint_every", "init_from")  # options in it
 LIMITS = ("epochs", "iterations")  # of the recipe: what a resumed run may change
-
-NET = ("config", "input_size", "in_channels", "fc_width", "dropout", "init", "precision")  # arguments of VGG
-RECIPE = {  # options and the fields of Recipe that they set
-    "batch": "batch",
-    "micro_batch": "micro_batch",
-    "lr": "lr",
-    "momentum": "momentum",
-    "weight_decay": "weight_decay",
-    "epochs": "epochs",
-    "iterations": "iterations",
-    "patience": "plateau_patience",
-    "threshold": "plateau_threshold",
-    "lr_drops": "lr_drops",
-    "scale": "scale",
-    "mirror": "mirror",
-    "rgb_shift": "rgb_shift",
-    "freeze": "freeze",
-    "lr_multipliers": "lr_multipliers",
-    "seed": "seed",
-}
-RECIPES = ("paper", "quickstart")
-PAPER_NET = {
+ONE_RUN = ("config", "scale", "recipe")  # options that a chain of stages has no use for
+CHAIN = ("stages", "scales", "images_per_second")  # and that it alone has
+PAPER_NET: dict[str, Any] = {
     "config": "D",
     "input_size": 224,
     "in_channels": 3,
@@ -75,158 +57,89 @@ PAPER_NET = {
 
 
 def add_parser(commands: Any) -> None:
-    parser = add_command(
-        commands, "train", run, "Train a net by the paper's recipe, or a variation of it.", EXAMPLES
+    add_options(
+        add_command(
+            commands, "train", run, "Train a net by the paper's recipe, or a variation of it.", EXAMPLES
+        )
     )
-    data_option(parser)
-    parser.add_argument(
-        "--val",
-        metavar="SHARE|DATA",
-        help="what the learning rate watches: a share of the training images to hold out, or a folder "
-        "(default: val/ of the data folder if there is one, else a share); never the test images",
-    )
-    parser.add_argument("--out", metavar="DIR", help="where model, checkpoints, history and curves go")
-    parser.add_argument(
-        "--resume", metavar="DIR", help="go on with the run in DIR, bit for bit; options are the run's"
-    )
-    parser.add_argument(
-        "--recipe",
-        choices=RECIPES,
-        help="net and settings where no option says otherwise; paper: D, 224 x 224, batch 256, lr 0.01, 74 "
-        "epochs (default: quickstart for sample and fashion-mnist, else paper)",
-    )
-    parser.add_argument(
-        "--strict", action="store_true", help="stop at the first broken image (default: at 1 %% of them)"
-    )
-    parser.add_argument(
-        "--workers", type=positive, metavar="N", help="threads that read images (default: one a core)"
-    )
-
-    net = parser.add_argument_group("net")
-    net.add_argument("--config", choices=tuple(CONFIGS), help="column of the paper's table 1")
-    net.add_argument("--input-size", type=positive, metavar="N", help="a multiple of 32")
-    net.add_argument("--in-channels", type=int, choices=(1, 3), help="1 gray, 3 RGB")
-    net.add_argument("--fc-width", type=positive, metavar="N", help="of fc6 and fc7; fewer suit small data")
-    net.add_argument("--dropout", type=number, metavar="P", help="after fc6 and fc7")
-    net.add_argument(
-        "--init",
-        choices=("paper", "paper-variance", "xavier", "he"),
-        help="first weights; from the paper's, only A learns: deeper nets take xavier, or --init-from an A",
-    )
-    net.add_argument(
-        "--init-from",
-        metavar="MODEL",
-        help="start from a model: all weights of the same net, or the layers that deeper nets took from A",
-    )
-    net.add_argument(
-        "--stats",
-        metavar="FILE",
-        help="mean and covariance of the training images, from vggnet data stats (default: computed in one pass)",
-    )
-    net.add_argument("--mean", type=_numbers, metavar="R,G,B", help="another mean, on the 0..255 scale")
-
-    precision_option(net)
-
-    recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--batch", type=positive, metavar="N", help="images an update")
-    recipe.add_argument(
-        "--micro-batch",
-        type=positive,
-        metavar="N",
-        help="images a pass: less memory, same update (default: what fits)",
-    )
-    recipe.add_argument("--lr", type=number, help="first learning rate")
-    recipe.add_argument("--momentum", type=number)
-    recipe.add_argument("--weight-decay", type=number)
-    recipe.add_argument("--epochs", type=positive, metavar="N", help="at most")
-    recipe.add_argument("--iterations", type=positive, metavar="N", help="updates, at most")
-    recipe.add_argument(
-        "--patience", type=positive, metavar="N", help="epochs without improvement until the lr falls"
-    )
-    recipe.add_argument(
-        "--threshold", type=number, metavar="POINTS", help="the fall of the error that counts as improvement"
-    )
-    recipe.add_argument(
-        "--lr-drops", type=int, metavar="N", help="times that the lr falls; the next plateau is the end"
-    )
-    recipe.add_argument(
-        "--scale",
-        type=_scale,
-        metavar="S|LO,HI",
-        help="shorter side of training images, or its range (default: 256 in proportion to the input size)",
-    )
-    recipe.add_argument("--mirror", action=argparse.BooleanOptionalAction, help="mirror half of the images")
-    recipe.add_argument(
-        "--freeze",
-        type=_names,
-        metavar="LAYERS",
-        help="layers that keep their weights, by name or pattern, as in conv1_1,conv2*",
-    )
-    recipe.add_argument(
-        "--lr-multipliers",
-        type=_multipliers,
-        metavar="LAYER=X,...",
-        help="what the lr is multiplied by in some layers, by name or pattern, as in fc8=10,conv*=0.1",
-    )
-    recipe.add_argument(
-        "--rgb-shift", choices=("eigenvalue", "deviation", "none"), help="random shift of the colour"
-    )
-
-
-def _numbers(text: str) -> list[float]:
-    return [number(part) for part in text.split(",")]
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
-
-
-def _multipliers(text: str) -> dict[str, float]:
-    pairs = [part.split("=") for part in text.split(",")]
-    if any(len(pair) != 2 for pair in pairs):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected LAYER=NUMBER, ...")
-    return {name: number(value) for name, value in pairs}
-
-
-def _scale(text: str) -> int | tuple[int, int]:
-    sides = [positive(part) for part in text.split(",")]
-    if len(sides) > 2 or sides != sorted(sides):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected one number, or LOW,HIGH")
-    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.resume is None and (args.data is None or args.out is None):
+    if args.resume is not None:
+        _recall(args)
+    elif args.data is None or (args.out is None and not args.dry_run):
         raise UsageError("--data and --out are needed (or --resume DIR)")
+    refused = [name for name in (CHAIN if args.paper is None else ONE_RUN) if getattr(args, name) is not None]
+    if args.resume is None and (refused or (args.dry_run and args.paper is None)):
+        option = f"--{(refused or ['dry_run'])[0]}".replace("_", "-")
+        raise UsageError(f"{option} goes {'with' if args.paper is None else 'without'} --paper")
     begin(args)
-    model, train_data, val_data, recipe = _new(args) if args.resume is None else _resumed(args)
+    if args.paper is not None:
+        return _new_stages(args)
+    if args.resume is None:
+        model, train_data, val_data, recipe = _new(args)
+    else:
+        from ..train import saved_stages
+
+        stages = saved_stages(args.resume)
+        if stages is not None:
+            return _resumed_stages(args, stages)
+        model, train_data, val_data, recipe = _resumed(args)
     history = _fit(args, model, train_data, val_data, recipe)
-    _finish(args, model, history, Path(args.out))
+    out = Path(args.out)
+    model_file = out / "model.safetensors"
+    model.save(model_file)
+    history.plot(out / "curves.png")
+    if args.json:
+        about = {"parameters": model.num_parameters, "stopped_by": history.stopped_by}
+        print_json(_summary(model_file, history) | about)
+    else:
+        wrote = "model.safetensors, history.csv, history.jsonl, curves.png and checkpoints"
+        _report(args, wrote, history, model_file)
     return 0
+
+
+def _remember(args: argparse.Namespace) -> None:
+    """Make --out, which must not hold a run yet, and write what --resume will need."""
+    from ..checkpoint import Checkpoints, write_text
+    from ..train import saved_stages
+
+    out = Path(args.out)
+    if Checkpoints(out).paths() or saved_stages(out) is not None:
+        raise UsageError(f"{out} holds a run already: go on with --resume {out}, or choose another --out")
+    write_text(out / DATA_FILE, json.dumps({name: getattr(args, name) for name in KEPT}, indent=2) + "\n")
+
+
+def _recall(args: argparse.Namespace) -> None:
+    """The options of the run in --resume that are in no checkpoint."""
+    path = Path(args.resume, DATA_FILE)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--resume {args.resume}: no {DATA_FILE} in it; is it the --out of vggnet train?"
+        )
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    every = args.checkpoint_every or saved["checkpoint_every"]
+    vars(args).update(saved, out=args.resume, checkpoint_every=every)
+
+
+# ---- one run
 
 
 def _new(args: argparse.Namespace) -> tuple[vgg.VGG, Dataset, Dataset | None, Recipe]:
     """Net, data and recipe that the options ask for."""
-    from ..checkpoint import Checkpoints, write_text
+    from ..train import start_from
 
     net, recipe = _settings(args)
     train_data = open_data(args.data, "train", channels=net["in_channels"])
     val_data, recipe = _validation(args, recipe, net["in_channels"])
-    out = Path(args.out)
-    if Checkpoints(out).paths():
-        raise UsageError(f"{out} holds a run already: go on with --resume {out}, or choose another --out")
-    statistics = _statistics(args, train_data)
-    model = vgg.VGG(
-        **net,
-        num_classes=len(train_data.classes),
-        classes=train_data.classes,
-        **statistics,
-        seed=args.seed,
-        device=args.device,
-    )
-    if args.init_from is not None:
-        _start_from(model, vgg.load(args.init_from))
-    write_text(out / DATA_FILE, json.dumps({"data": args.data, "val": args.val}, indent=2) + "\n")
+    trained = _trained(args, net["in_channels"])
+    _remember(args)
+    model = vgg.VGG(**net, **_arguments(args, train_data, trained), device=args.device)
+    if trained is not None and "fc8" not in start_from(model, trained):
+        note = (
+            f"has {trained.num_classes} classes: fc8 is drawn anew for {model.num_classes}, the rest is kept"
+        )
+        print(f"vggnet train: {args.init_from} {note}", file=sys.stderr)
     return model, train_data, val_data, recipe
 
 
@@ -234,13 +147,6 @@ def _resumed(args: argparse.Namespace) -> tuple[vgg.VGG, Dataset, Dataset | None
     """Those of the run in ``--resume``, with the limits that are given now."""
     from ..train import saved_run
 
-    path = Path(args.resume, DATA_FILE)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"--resume {args.resume}: no {DATA_FILE} in it; is it the --out of vggnet train?"
-        )
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    args.data, args.val, args.out = saved["data"], saved["val"], args.resume
     net, recipe = saved_run(args.resume)
     limits = {name: getattr(args, name) for name in LIMITS if getattr(args, name) is not None}
     model = vgg.VGG(**net, init=None, device=args.device)
@@ -251,21 +157,28 @@ def _resumed(args: argparse.Namespace) -> tuple[vgg.VGG, Dataset, Dataset | None
 def _settings(args: argparse.Namespace) -> tuple[dict[str, Any], Recipe]:
     """Arguments of the net, and the recipe: the named one, changed by the options."""
     from .. import recipes
+    from ..evaluate.protocol import in_proportion
     from ..train import Recipe
 
     small = args.data.partition(":")[0] in ("sample", "fashion-mnist")
     name = args.recipe or ("quickstart" if small else "paper")
     net, recipe = recipes.quickstart() if name == "quickstart" else (PAPER_NET, Recipe())
     net = net | {n: getattr(args, n) for n in NET if getattr(args, n) is not None}
-    changes = {field: getattr(args, n) for n, field in RECIPE.items() if getattr(args, n) is not None}
-    if changes.get("rgb_shift") == "none":
-        changes["rgb_shift"] = None
+    changes = _changes(args)
     if "scale" not in changes and args.input_size is not None:
-        changes["scale"] = (args.input_size * 256 + 112) // 224
+        changes["scale"] = in_proportion(256, args.input_size)
     try:
         return net, replace(recipe, **changes)
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _changes(args: argparse.Namespace) -> dict[str, Any]:
+    """Fields of the recipe that options set."""
+    changes = {field: getattr(args, n) for n, field in RECIPE.items() if getattr(args, n) is not None}
+    if changes.get("rgb_shift") == "none":
+        changes["rgb_shift"] = None
+    return changes
 
 
 def _validation(args: argparse.Namespace, recipe: Recipe, channels: int) -> tuple[Dataset | None, Recipe]:
@@ -281,34 +194,39 @@ def _validation(args: argparse.Namespace, recipe: Recipe, channels: int) -> tupl
         raise UsageError(f"--val {error}") from error
 
 
-def _statistics(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
-    """Mean and covariance of the training images, arguments of VGG: of a file, or in one pass; or the mean that was given."""
+def _trained(args: argparse.Namespace, channels: int) -> vgg.VGG | None:
+    """The model of --init-from."""
+    if args.init_from is None:
+        return None
+    model = vgg.load(args.init_from, device=args.device)
+    if model.in_channels != channels:
+        takes = f"{args.init_from} takes images of {model.in_channels} channels"
+        raise UsageError(f"--init-from: {takes}; the net has --in-channels {channels}")
+    return model
+
+
+def _arguments(args: argparse.Namespace, train_data: Dataset, trained: vgg.VGG | None) -> dict[str, Any]:
+    """Arguments of VGG that the training images decide, and the seed. Weights that go on being trained keep the mean that they
+    were trained with."""
+    classes = list(train_data.classes)
+    about = {"num_classes": len(classes), "classes": classes, "seed": args.seed}
     if args.mean is not None:
-        return {"mean": args.mean}  # fit computes the covariance if the recipe needs it
-    from ..augment import PixelStatistics
-    from ..data import statistics as statistics_of
-
+        return about | {"mean": args.mean}  # fit computes the covariance if the recipe needs it
     if args.stats is not None:
-        statistics = PixelStatistics.from_dict(json.loads(Path(args.stats).read_text(encoding="utf-8")))
-        return {"mean": statistics.mean, "covariance": statistics.covariance}
-    with Progress("mean of the training images") as progress:
-        statistics = statistics_of(
-            dataset, workers=args.workers, strict=args.strict or None, progress=progress
-        )
-    return {"mean": statistics.mean, "covariance": statistics.covariance}
+        from ..augment import PixelStatistics
 
+        found = PixelStatistics.from_dict(json.loads(Path(args.stats).read_text(encoding="utf-8")))
+    elif trained is not None:
+        kept = trained.preprocessing
+        return about | {"mean": kept.mean, "covariance": kept.covariance}
+    else:
+        from ..data import statistics
 
-def _start_from(model: vgg.VGG, other: vgg.VGG) -> None:
-    """All weights of the same net, but for fc8 where the classes are others; or the layers that deeper nets took from A."""
-    from ..train import start_from
-
-    if other.config != model.config:
-        start_from(model, other)
-        return
-    weights = {name: p.numpy() for name, p in other.parameters.items()}
-    if other.num_classes != model.num_classes:  # fc8 stays as it was drawn
-        weights |= {name: p.numpy() for name, p in model.parameters.items() if name.startswith("fc8")}
-    model.load_parameters(weights)
+        with Progress("mean of the training images") as progress:
+            found = statistics(
+                train_data, workers=args.workers, strict=args.strict or None, progress=progress
+            )
+    return about | {"mean": found.mean, "covariance": found.covariance}
 
 
 def _fit(
@@ -320,8 +238,7 @@ def _fit(
 ) -> History:
     from ..train import fit
 
-    go_on = f"Go on with: vggnet train --resume {args.out}"
-    try:
+    with _resumable(args):
         return fit(
             model,
             train_data,
@@ -329,9 +246,25 @@ def _fit(
             recipe,
             checkpoint=args.out,
             resume=args.resume is not None,
-            threads=args.workers,
-            strict=args.strict or None,
+            **_options(args),
         )
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Of `fit`, that change nothing in what is learnt."""
+    return {
+        "checkpoint_every": args.checkpoint_every,
+        "threads": args.workers,
+        "strict": args.strict or None,
+    }
+
+
+@contextlib.contextmanager
+def _resumable(args: argparse.Namespace) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end with how to go on."""
+    go_on = f"Go on with: vggnet train --resume {args.out}"
+    try:
+        yield
     except KeyboardInterrupt:
         raise Interrupted(go_on) from None
     except SystemExit:
@@ -339,27 +272,160 @@ def _fit(
         raise
 
 
-def _finish(args: argparse.Namespace, model: vgg.VGG, history: History, out: Path) -> None:
-    from .. import picture
+# ---- the paper's stages
 
-    model.save(out / "model.safetensors")
-    picture.history(out / "curves.png", history.rows)
-    last, best = history.rows[-1], history.best
-    if args.json:
-        from dataclasses import asdict
 
-        print_json(
-            {
-                "model": str(out / "model.safetensors"),
-                "parameters": model.num_parameters,
-                "stopped_by": history.stopped_by,
-                "last": asdict(last),
-                "best": None if best is None else asdict(best),
-            }
+def _new_stages(args: argparse.Namespace) -> int:
+    """Plan the chain that the options ask for, tell its costs, and train."""
+    from ..train import Recipe, plan_stages
+
+    net = PAPER_NET | {n: getattr(args, n) for n in NET if getattr(args, n) is not None}
+    net["config"] = args.paper
+    train_data = open_data(args.data, "train", channels=net["in_channels"])
+    val_data, recipe = _validation(args, Recipe(), net["in_channels"])
+    changes = _changes(args) | {"holdout": recipe.holdout}
+    trained = _trained(args, net["in_channels"])
+    before = None if trained is None else trained.config
+
+    def plan(**about: Any) -> list[Stage]:
+        try:
+            return plan_stages({**net, **about}, args.stages, scales=args.scales, init_from=before, **changes)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+    shape = plan(num_classes=len(train_data.classes))
+    images = len(train_data) - (0 if val_data is not None else round(len(train_data) * recipe.holdout))
+    _tell_costs(args, shape, images)
+    if args.dry_run:
+        return 0
+    _remember(args)
+    return _train_stages(args, plan(**_arguments(args, train_data, trained)), train_data, val_data, trained)
+
+
+def _resumed_stages(args: argparse.Namespace, plan: Sequence[Stage]) -> int:
+    """Go on with the first stage that is not finished."""
+    given = [f"--{name}" for name in LIMITS if getattr(args, name) is not None]
+    if given:
+        raise UsageError(f"{given[0]}: a chain of stages is resumed unchanged")
+    channels = plan[0].model["in_channels"]
+    val_data, _ = _validation(args, plan[0].recipe, channels)
+    train_data = open_data(args.data, "train", channels=channels)
+    return _train_stages(args, plan, train_data, val_data, _trained(args, channels))
+
+
+def _train_stages(
+    args: argparse.Namespace,
+    plan: Sequence[Stage],
+    train_data: Dataset,
+    val_data: Dataset | None,
+    trained: vgg.VGG | None,
+) -> int:
+    from ..history import History
+    from ..train import run_stages
+
+    with _resumable(args):
+        run_stages(
+            plan,
+            train_data,
+            val_data,
+            out=args.out,
+            init_from=trained,
+            device=args.device,
+            **_options(args),
         )
+    folders = [Path(args.out, stage.name) for stage in plan]
+    files = [folder / "model.safetensors" for folder in folders]
+    histories = [History.read(folder) for folder in folders]
+    if args.json:
+        stages = zip(plan, files, histories, strict=True)
+        print_json({"stages": [{"name": stage.name, **_summary(f, h)} for stage, f, h in stages]})
+    else:
+        wrote = f"stages {', '.join(stage.name for stage in plan)}, each with a model and its history"
+        _report(args, wrote, histories[-1], files[-1])
+    return 0
+
+
+def _tell_costs(args: argparse.Namespace, plan: Sequence[Stage], images: int) -> None:
+    """The plan with its costs: the result of --dry-run, else a note."""
+    from ..train import stage_costs
+
+    if args.images_per_second is None:
+        print("measuring the training speed on random images", file=sys.stderr, flush=True)
+    costs = stage_costs(plan, images, images_per_second=args.images_per_second)
+    if args.json and args.dry_run:
+        print_json([asdict(cost) | {"stage": cost.stage.to_dict()} for cost in costs])
         return
-    print(f"Wrote {out}: model.safetensors, history.csv, history.jsonl, curves.png and checkpoints.")
+    text = _plan_text(costs, images)
+    print(text, file=sys.stdout if args.dry_run else sys.stderr, flush=True)
+
+
+STARTS = {"random": "random weights", "A": "layers of A", "weights": "weights before"}
+
+
+def _plan_text(costs: Sequence[Cost], images: int) -> str:
+    def figure(value: float) -> str:
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+    head = (
+        "stage",
+        "net",
+        "starts from",
+        "S",
+        "lr",
+        "images seen",
+        "updates",
+        "PFLOP",
+        "hours",
+        "pass",
+        "memory",
+    )
+    rows = [(*head, "disk")]
+    for cost in costs:
+        stage = cost.stage
+        scale = stage.recipe.scale
+        rows.append(
+            (
+                stage.name,
+                stage.model["config"],
+                STARTS[stage.start]
+                if stage.start != "random"
+                else f"random ({stage.model.get('init', 'paper')})",
+                str(scale) if isinstance(scale, int) else f"{scale[0]}..{scale[1]}",
+                f"{stage.recipe.lr:g}",
+                f"{cost.images:,}",
+                f"{cost.iterations:,}",
+                figure(cost.flop / 1e15),
+                figure(cost.seconds / 3600),
+                str(cost.micro_batch),
+                f"{cost.memory / 1e9:.2f} GB",
+                f"{cost.disk / 1e9:.2f} GB",
+            )
+        )
+    flop, seconds, disk = (sum(getattr(cost, name) for cost in costs) for name in ("flop", "seconds", "disk"))
+    return (
+        f"{columns(rows)}\n"
+        f"At most, for {images:,} training images: {figure(flop / 1e15)} PFLOP, {figure(seconds / 3600)} hours at "
+        f"{figure(flop / seconds / 1e9)} GFLOP/s, {disk / 1e9:.2f} GB of disk; a plateau ends a stage earlier.\n"
+        "Our inferences where the paper is silent: the lr of jittering, and the limits, which hold for each stage."
+    )
+
+
+# ---- output
+
+
+def _summary(model_file: Path, history: History) -> dict[str, Any]:
+    best = history.best
+    return {
+        "model": str(model_file),
+        "last": asdict(history.rows[-1]),
+        "best": None if best is None else asdict(best),
+    }
+
+
+def _report(args: argparse.Namespace, wrote: str, history: History, model_file: Path) -> None:
+    """What came out, and what to do with it."""
+    last = history.rows[-1]
+    print(f"Wrote {args.out}: {wrote}.")
     if last.val_top1 is not None:
         print(f"Held-out top-1 error {last.val_top1:.2f} % after {last.epoch} epochs, one centre crop.")
-    model_file = out / "model.safetensors"
     print(f"Next: vggnet evaluate {model_file} --data {args.data} --protocol center,dense,combined")

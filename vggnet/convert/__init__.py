@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -21,13 +22,13 @@ import numpy as np
 
 from .._C import Tensor, WeightsError
 from ..checkpoint import describe_tensors, not_weights, restore_tensors, verify_tensors
-from . import caffe, keras, matconvnet, torchvision
+from . import caffe, keras, matconvnet, onnx, torchvision
 from .layouts import Array, Foreign, check_finite, recognise
 
 if TYPE_CHECKING:
     from ..models import VGG
 
-__all__ = ["FORMATS", "Format", "format_of", "open_model", "write"]
+__all__ = ["FORMATS", "Format", "format_of", "open_model", "verify", "write"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Format:
 Copy: TypeAlias = Callable[[Mapping[str, Tensor], Collection[str]], None]
 
 OURS = "vggnet"
+SCORE_TOLERANCE = 1e-4  # of the largest score, between runtimes that sum in other orders
 
 #: By name; the first that has a suffix is meant by it.
 FORMATS: dict[str, Format] = {
@@ -61,6 +63,7 @@ FORMATS: dict[str, Format] = {
     "caffe": Format((".caffemodel",), caffe.read, caffe.write),
     "keras": Format((".h5", ".hdf5", ".keras"), keras.read),
     "matconvnet": Format((".mat",), matconvnet.read),
+    "onnx": Format((".onnx",), onnx.read, onnx.write),
 }
 
 
@@ -163,8 +166,9 @@ def _folded(foreign: Foreign, channels: int) -> dict[str, Array]:
         raise WeightsError(
             f"scales pixels by {foreign.scale}; expected one number, or {channels}, one a channel"
         )
-    weight = foreign.arrays["conv1_1.weight"] * scale
-    return {**foreign.arrays, "conv1_1.weight": weight.astype(np.float32)}
+    with np.errstate(all="ignore"):  # what overflows is found as an infinity
+        weight = (foreign.arrays["conv1_1.weight"] * scale).astype(np.float32)
+    return {**foreign.arrays, "conv1_1.weight": weight}
 
 
 def _copy(arrays: Mapping[str, Array], tensors: Mapping[str, Tensor], leave: Collection[str] = ()) -> None:
@@ -209,3 +213,51 @@ def write(model: VGG, path: str | os.PathLike[str], *, format: str | None = None
             f"model as it was loaded with weight_dtype='float32'"
         )
     write_format(model, Path(path))
+
+
+def verify(model: VGG, path: str | os.PathLike[str], *, format: str | None = None) -> dict[str, Any]:
+    """Read a file that was written back, and compare it with the model.
+
+    All weights must be equal bit for bit, and the class scores of a random image close: of the model that was read, and for
+    ONNX those of onnxruntime, if it is installed, which shares nothing with this package.
+
+    Parameters
+    ----------
+    model : VGG
+    path, format :
+        As for `write`.
+
+    Returns
+    -------
+    dict
+        "parameters", how many were compared; "scores", the largest difference of a class score; "largest", the largest score;
+        "runtime", who computed the scores: "vggnet" or "onnxruntime".
+
+    Raises
+    ------
+    WeightsError
+        When something differs.
+    """
+    from ..models import load
+
+    name = format_of(path) if format is None else format
+    back = load(path, config=model.config, format=name)
+    for parameter, tensor in model.parameters.items():
+        if not np.array_equal(tensor.numpy(), back.parameters[parameter].numpy()):
+            raise WeightsError(f"{path}: {parameter} is not what the model has")
+    for field in ("pool_rounding", "classes"):
+        ours, theirs = getattr(model, field), getattr(back, field)
+        if ours != theirs and theirs is not None:
+            raise WeightsError(f"{path}: {field} is {theirs!r}; the model has {ours!r}")
+    side = model.input_size
+    image = np.random.default_rng(0).integers(0, 256, (1, side, side, model.in_channels), dtype=np.uint8)
+    expected = model.forward(model.preprocessing.apply(image)).numpy()
+    runtime, scores = "vggnet", back.forward(back.preprocessing.apply(image)).numpy()
+    if name == "onnx" and importlib.util.find_spec("onnxruntime") is not None:
+        runtime, scores = "onnxruntime", onnx.run(Path(path), image)
+    difference, largest = float(np.abs(scores - expected).max()), float(np.abs(expected).max())
+    if not difference <= SCORE_TOLERANCE * largest:
+        raise WeightsError(
+            f"{path}: class scores of a random image by {runtime} differ by {difference:.3g}, the largest is {largest:.3g}"
+        )
+    return {"parameters": model.num_parameters, "scores": difference, "largest": largest, "runtime": runtime}

@@ -207,7 +207,9 @@ def optional_package(name: str, extra: str, files: str) -> Any:
 
 
 def check_finite(name: str, array: Array) -> None:
-    """WeightsError for NaN and infinity: minimum and maximum propagate both, without a temporary array."""
+    """WeightsError for anything but finite floats: minimum and maximum propagate NaN, without a temporary array."""
+    if array.dtype.kind != "f":
+        raise WeightsError(f"{name} is an array of {array.dtype}; expected floats")
     if not (np.isfinite(array.min()) and np.isfinite(array.max())):
         raise WeightsError(f"{name} holds values that are no finite numbers; such a net can't be used")
 

@@ -15,6 +15,7 @@ import math
 import mmap
 import pickletools
 import struct
+import warnings
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -94,7 +95,9 @@ def read(path: Path) -> dict[str, Array]:
     with path.open("rb") as file:
         zipped = file.read(4) == ZIP
     try:
-        return _read_zip(path) if zipped else _read_legacy(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pickletools decodes arguments, of damaged instructions too
+            return _read_zip(path) if zipped else _read_legacy(path)
     except WeightsError:
         raise
     except (

@@ -206,8 +206,8 @@ class ILSVRC2012(ImageFiles):
         -------
         (M, 4) float64
             Left, top, right, bottom, in pixels of ``image(i)``, as edges: an object as wide as the image goes
-            from 0 to its width. M is 0 where nobody annotated the image: that is so for half of the training
-            images.
+            from 0 to its width. M is 0 where nobody annotated the image: that is so for more than half of the
+            training images.
 
         Raises
         ------
@@ -215,6 +215,11 @@ class ILSVRC2012(ImageFiles):
             When there are no annotations in `dir`.
         ImageError
             When one cannot be read.
+
+        Notes
+        -----
+        The numbers of the annotations are taken as they are. The devkit's evaluation counts both border pixels in, which
+        makes a box wider by one.
         """
         name = Path(self._name(i))
         synset = self.synsets[self.labels[i]]

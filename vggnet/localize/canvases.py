@@ -44,8 +44,8 @@ class Canvases:
     def __init__(
         self,
         items: Dataset,
-        size: tuple[int, int] = (64, 80),
-        sides: tuple[int, int] = (24, 56),
+        size: tuple[int, int] = (64, 64),
+        sides: tuple[int, int] = (28, 56),
         seed: int = 0,
     ) -> None:
         if not 1 <= sides[0] <= sides[1] <= min(size):

@@ -35,7 +35,7 @@ class Located(NamedTuple):
     Attributes
     ----------
     label : str or int
-        The class's name, or its number when the classification net knows no names.
+        The class's name, or its number when the nets know no names.
     probability : float
         Of the class, in the image.
     box : (4,) float64
@@ -118,7 +118,7 @@ def locate(
         images = [images]
     loaded = (load_image(image, classifier.preprocessing.channels) for image in images)
     scenes = [scene_of(image, scales, filter) for image in loaded]
-    names = classifier.classes
+    names = classifier.classes or nets[0].classes
     return [
         [
             Located(names[c] if names else int(c), float(p), box)
@@ -153,7 +153,8 @@ def fitting(
                 "models has a net that predicts classes; expected nets of localize.from_classifier"
             )
         for name in ("num_classes", "classes", "input_size", "in_channels", "pool_rounding"):
-            if getattr(net, name) != getattr(classifier, name):
+            unnamed = name == "classes" and not (net.classes and classifier.classes)
+            if getattr(net, name) != getattr(classifier, name) and not unnamed:
                 raise ValueError(
                     f"a model's {name} is {getattr(net, name)!r}, the classifier's {getattr(classifier, name)!r}; expected "
                     "the same, so that their windows and classes are the same"

@@ -13,14 +13,15 @@ FROM_A = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8")
 
 
 def start_from(model: VGG, trained: VGG) -> list[str]:
-    """Copy into a new net the layers that the paper took from a trained A (section 3.1): `FROM_A`.
+    """Copy weights of a trained net into a new one.
 
     Parameters
     ----------
     model : VGG
         Changed in place; its other layers keep their random weights.
     trained : VGG
-        Usually of config "A".
+        Of the same config: all layers are copied. Of another, usually "A": the layers that the paper took from it (section
+        3.1), `FROM_A`.
 
     Returns
     -------
@@ -33,7 +34,8 @@ def start_from(model: VGG, trained: VGG) -> list[str]:
         When another of these layers has another shape; nothing has been copied then.
     """
     copied = []
-    for layer in FROM_A:
+    every = [layer.name for layer in model.layers if layer.parameter_shapes]
+    for layer in every if model.config == trained.config else FROM_A:
         ours, theirs = (m.parameters[f"{layer}.weight"].shape for m in (model, trained))
         if ours == theirs:
             copied.append(layer)

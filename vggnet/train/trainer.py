@@ -81,7 +81,8 @@ def fit(
     recipe : Recipe, optional
         Default: the paper's.
     init_from : VGG, optional
-        A trained A, whose layers the new net starts with (`start_from`); ignored when the run is resumed.
+        A trained net to start from: an A, whose layers a deeper net starts with, or one of the same config (`start_from`).
+        Ignored when the run is resumed.
     task : Task, optional
         What is learnt; default: `Classification`.
     checkpoint : path, optional
@@ -268,7 +269,7 @@ class Trainer:
             self.interrupts = interrupts
             try:
                 self._prepare()
-                while self._limit() is None:
+                while self._limit() is None or self._unrecorded():
                     self._epoch()
             except (KeyboardInterrupt, SystemExit):
                 with interrupts.held():
@@ -286,6 +287,10 @@ class Trainer:
         if recipe.iterations is not None and state.iteration >= recipe.iterations:
             return "iterations"
         return None
+
+    def _unrecorded(self) -> bool:
+        """Whether an epoch has no row yet: its last update was saved, and then the run was stopped."""
+        return self.state.step > 0 and len(self.history) == self.state.epoch
 
     def _prepare(self) -> None:
         model, recipe, size = self.model, self.recipe, self.model.input_size
@@ -320,7 +325,7 @@ class Trainer:
         return self.recipe.lr * self.recipe.lr_factor**self.state.drops
 
     def _epoch(self) -> None:
-        """Train what is left of the current epoch, then measure, record, and save."""
+        """Train what is left of the current epoch before a limit, then measure, record, and save."""
         self._train()
         state = self.state
         complete = state.step == len(self.loader)
@@ -342,6 +347,8 @@ class Trainer:
             callback.on_epoch(self.model, row)
 
     def _train(self) -> None:
+        if self._limit() is not None:
+            return
         state, recipe, n = self.state, self.recipe, len(self.data)
         order = epoch_order(self.data, recipe.seed, state.epoch)
         place = np.empty(n, dtype=np.int64)
@@ -371,7 +378,7 @@ class Trainer:
                     state.seconds += now - start
                     start = now
                 self._after_update(loss, wrong, len(images))
-                if recipe.iterations is not None and state.iteration >= recipe.iterations:
+                if self._limit() is not None:
                     break
             else:
                 state.step = len(self.loader)  # batches without one readable image are left out
