@@ -16,7 +16,7 @@ import pytest
 import vggnet as vgg
 from vggnet import configs
 
-from helpers import survives_failed_allocations
+from helpers import survives_failed_allocations, where
 from reference import dropout, max_pool2d, net, softmax
 from tolerance import EPS32, relative_l2
 
@@ -30,7 +30,7 @@ CLOSE = 1e-5
 
 def build(config, seed=0, **options):
     """A model and the same weights in float64."""
-    model = vgg.VGG(config, **{**SMALL, **options})
+    model = vgg.VGG(config, **{**SMALL, "device": where(), **options})
     shapes = {name: tensor.shape for name, tensor in model.parameters.items()}
     parameters = net.random_parameters(shapes, np.random.default_rng([*config.encode(), seed]))
     model.load_parameters(parameters)
@@ -79,7 +79,7 @@ def test_parameters_of_a_whole_model(config):
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_every_named_map(config):
+def test_every_named_map(device, config):
     model, parameters = build(config)
     x, _ = batch(model, 2)
     maps = net.forward(config, parameters, x.astype(np.float64))
@@ -109,7 +109,7 @@ def test_other_shapes(config, channels, n, size):
 
 
 @pytest.mark.parametrize("rounding", ["floor", "ceil"])
-def test_features_of_images_of_any_size(rounding):
+def test_features_of_images_of_any_size(device, rounding):
     model, parameters = build("B", pool_rounding=rounding)
     names = ["conv1_2", "relu3_2", "pool4", "conv5_2"]
     x, _ = batch(model, 2, size=(39, 53))
@@ -132,7 +132,7 @@ def test_a_wrong_size_says_dense():
         model.features(np.zeros((1, 32, 32, 3), np.float32), ["relu9_9"])
 
 
-def test_an_empty_batch():
+def test_an_empty_batch(device):
     model, _ = build("A")
     assert model.forward(np.zeros((0, 32, 32, 3), np.float32)).shape == (0, 10)
 
@@ -160,7 +160,7 @@ def assert_gradients(grads, dx, expected, expected_dx):
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_gradients_are_those_of_its_own_maps(config):
+def test_gradients_are_those_of_its_own_maps(device, config):
     model, parameters = build(config)
     x, _ = batch(model, 2)
     rng = vgg.Rng(5, np.array([3, (2 << 32) + 1]))
@@ -228,7 +228,7 @@ def test_loss_and_gradients_over_seeds(config):
     assert errors.max() < 5e-2
 
 
-def test_micro_batches_add_up():
+def test_micro_batches_add_up(device):
     model, _ = build("C")
     x, labels = batch(model, 5)
     rng = vgg.Rng(3, np.arange(5))
@@ -249,7 +249,7 @@ def test_micro_batches_add_up():
         assert relative_l2(grads[name], whole[name]) < CLOSE, name
 
 
-def test_ready_tells_each_layer_once_fc8_first():
+def test_ready_tells_each_layer_once_fc8_first(device):
     model, _ = build("A")
     x, labels = batch(model, 2)
     told = []
@@ -279,7 +279,7 @@ def test_a_net_gives_the_same_bits_whatever_the_batch(isa):
     assert model.forward(x[:3]).numpy().tobytes() == whole[:3].tobytes()
 
 
-def test_changed_weights_invalidate_a_run():
+def test_changed_weights_invalidate_a_run(device):
     model, _ = build("A")
     x, _ = batch(model, 1)
     run = model.run(x)
@@ -293,7 +293,7 @@ def test_changed_weights_invalidate_a_run():
 
 @pytest.mark.parametrize("rounding", ["floor", "ceil"])
 @pytest.mark.parametrize("size", [(64, 64), (64, 101), (97, 64), (135, 79)], ids=str)
-def test_dense(rounding, size):
+def test_dense(device, rounding, size):
     model, parameters = build("B", input_size=64, pool_rounding=rounding)
     x, _ = batch(model, 2, size=size)
     expected = net.dense("B", parameters, x.astype(np.float64), 64, rounding == "ceil")
@@ -305,7 +305,7 @@ def test_dense(rounding, size):
 
 
 @pytest.mark.parametrize("layer", ["relu1_1", "conv3_2", "pool4", "relu5_2", "fc6", "relu6", "drop7", "prob"])
-def test_dense_of_any_layer(layer):
+def test_dense_of_any_layer(device, layer):
     """Layers before fc6: the map of the whole image; those after: what a window of pool5's map gives, at each position."""
     model, parameters = build("A-LRN", input_size=64)
     x, _ = batch(model, 1, size=(64, 101))
@@ -380,7 +380,7 @@ def test_dense_in_bands_of_an_early_layer(layer):
         assert relative_l2(model.dense(x, layer=layer, memory=least), whole) < CLOSE
 
 
-def test_the_head_sees_many_images_at_once_or_few_rows():
+def test_the_head_sees_many_images_at_once_or_few_rows(device):
     """fc6 to fc8 have the same bits however positions are put together."""
     model, _ = build("A")
     x, _ = batch(model, 3, size=(97, 96))

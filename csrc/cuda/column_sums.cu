@@ -59,6 +59,9 @@ cudaError_t vgg_cuda_launch_column_sums(float *sum, const float *g, void *scratc
     if (parts) {
         size_t blocks = parts * ((k + COLUMNS - 1) / COLUMNS);
         partial_kernel<<<blocks_for(blocks, 1), dim3(COLUMNS, WARPS), 0, stream>>>(partial, g, rows, k, parts);
+        cudaError_t error = cudaGetLastError();
+        if (error != cudaSuccess) /* there is nothing to add up */
+            return error;
     }
     total_kernel<<<blocks_for(k), BLOCK, 0, stream>>>(sum, partial, parts, k, beta);
     return cudaGetLastError();
