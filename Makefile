@@ -37,7 +37,7 @@ fashion-mnist: build ## the longer documented run: all 60,000 images; results ar
 	vggnet train --data fashion-mnist --val 0.05 --batch 32 --lr 0.01 --dropout 0.5 --threshold 0.3 --patience 3 --scale 32,36 --epochs 30 --out runs/fashion-mnist
 	vggnet evaluate runs/fashion-mnist/model.safetensors --data fashion-mnist --protocol center --mirror --scales 32,34,36
 
-paper-tables: build ## the paper in miniature, three seeds of about an hour each; goes on where it was stopped; see docs/paper-tables.md
+paper-tables: build ## the paper in miniature, three seeds of about 20 idle minutes each; goes on where it was stopped; see docs/paper-tables.md
 	$(PYTHON) -m benchmarks paper-tables --out runs/paper-tables --json benchmarks/paper-tables.json
 
 localize: build ## boxes of clothes on canvases, a few minutes; results are in docs/results.md
