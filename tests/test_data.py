@@ -528,6 +528,40 @@ def test_a_batch_without_any_image_is_left_out():
     assert [indices for indices, *_ in got] == [[0, 1], [4, 5], [6, 7]]
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_parts_of_a_loader_make_up_its_batches(parts):
+    """The sizes are numpy.array_split's; a part gives out every batch, also where it has nothing of it."""
+    order = np.random.default_rng(parts).permutation(300)[:43]  # batches of 8, the last of 3
+    whole = [order[start : start + 8] for start in range(0, 43, 8)]
+    got = [list(Loader(Flaky(300), 8).batches(order, part=(r, parts))) for r in range(parts)]
+    for r, batches in enumerate(got):
+        assert len(batches) == len(whole)
+        for batch, (indices, images, labels) in zip(whole, batches, strict=True):
+            np.testing.assert_array_equal(indices, np.array_split(batch, parts)[r])
+            assert indices.dtype == labels.dtype == np.int64 and len(images) == len(labels) == len(indices)
+
+
+def test_a_part_without_a_readable_image_is_given_out_empty():
+    loader = Loader(Flaky(400, broken=[2, 3]), 4)
+    got = list(loader.batches(range(8), part=(1, 2)))
+    assert [indices.tolist() for indices, _, _ in got] == [[], [6, 7]]
+    with pytest.raises(ValueError, match=r"part is \(2, 2\); expected"):
+        loader.batches(part=(2, 2))
+
+
+def test_processes_count_broken_images_together(caplog):
+    d = Flaky(200, broken=[1, 90, 150])
+    loaders = [Loader(d, 100) for _ in range(2)]
+    for r, loader in enumerate(loaders):
+        list(loader.batches(part=(r, 2)))
+    assert [[b.index for b in loader.broken] for loader in loaders] == [[1], [90, 150]]
+    loaders[0].note_broken(loaders[1].broken[:1])
+    loaders[0].note_broken(loaders[0].broken)  # known already
+    with pytest.raises(ImageError, match="3 of the 200 images listed are broken"):
+        loaders[0].note_broken(loaders[1].broken)
+    assert len(caplog.records) == 3  # by the one that met it, alone
+
+
 def test_more_than_one_percent_broken_stops():
     assert sum(len(values) for _, values, _ in collect(Loader(Flaky(200, [3, 100]), 16))) == 198
     d = Flaky(200, [3, 100, 150, 151])

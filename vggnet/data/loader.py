@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -28,6 +28,19 @@ _log = logging.getLogger("vggnet")
 
 def _usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share(count: int, part: int, parts: int) -> range:
+    """Part `part` of 0..count - 1 cut into `parts` consecutive ones as even as they can be, as numpy.array_split does.
+
+    Examples
+    --------
+    >>> [list(share(5, part, 3)) for part in range(3)]
+    [[0, 1], [2, 3], [4]]
+    """
+    size, more = divmod(count, parts)
+    start = part * size + min(part, more)
+    return range(start, start + size + (part < more))
 
 
 @dataclass(frozen=True)
@@ -68,8 +81,8 @@ class Loader:
     -----
     Batches are consecutive pieces of the order given, whatever the number of threads. A broken image is left
     out of its batch, which is then smaller, so a later batch never depends on it; a batch without any image
-    left is not given out. The threads end when an iteration ends, also by an exception, by Ctrl-C, and by
-    leaving the loop (then when the iterator is dropped or closed).
+    left is not given out (except of a part, see `batches`). The threads end when an iteration ends, also by an
+    exception, by Ctrl-C, and by leaving the loop (then when the iterator is dropped or closed).
 
     Examples
     --------
@@ -125,6 +138,7 @@ class Loader:
         transform: Transform | None = None,
         *,
         read: Callable[[int], Pixels] | None = None,
+        part: tuple[int, int] | None = None,
     ) -> Generator[Batch, None, None]:
         """One pass, in another order or with another transform: an epoch.
 
@@ -136,27 +150,54 @@ class Loader:
             Instead of the loader's.
         read : callable, optional
             ``read(index) -> image``, called in the threads instead of the data set's `image` and the transform.
+        part : (r, R), optional
+            Of each batch only part r of R (`share`), for process r of R that read a batch together. Every batch is then
+            given out, also one of which this part is empty, or has no image that can be read: so that the processes
+            keep step.
 
         Yields
         ------
-        indices : (N,) int64
+        indices : (N,) int64; N may be 0 with `part`
         images : list of N (H, W, C) uint8 arrays
         labels : (N,) int64
         """
         order = np.arange(len(self.dataset)) if indices is None else check_indices(indices, len(self.dataset))
+        r, parts = (0, 1) if part is None else part
+        if not 0 <= r < parts:
+            raise ValueError(f"part is {part}; expected (r, R) with 0 <= r < R")
+        starts = range(0, len(order), self.batch_size)
+        shares = (share(min(self.batch_size, len(order) - start), r, parts) for start in starts)
+        own = [order[start + s.start : start + s.stop] for start, s in zip(starts, shares, strict=True)]
         transform = transform or self.transform
 
         def read_image(i: int) -> Pixels:
             image = self.dataset.image(i)
             return image if transform is None else transform(image, i)
 
-        return self._batches(order, read or read_image)
+        return self._batches(own, read or read_image, empty=part is not None)
+
+    def note_broken(self, found: Iterable[Broken]) -> None:
+        """Count images that other processes could not read as broken, so that all know of the same ones.
+
+        With `part` a process meets its own broken images alone, and holds their number against all images listed: what is
+        more than 1 % for one of them is so for all; what is for all together, shows when they tell each other.
+
+        Raises
+        ------
+        ImageError
+            If now more than 1 % of the images listed are broken.
+        """
+        for broken in found:
+            self._note_broken(broken, None)
 
     def _batches(
         self,
-        order: npt.NDArray[np.int64],
+        batches: Sequence[npt.NDArray[np.int64]],
         read_image: Callable[[int], Pixels],
+        *,
+        empty: bool,
     ) -> Generator[Batch, None, None]:
+        """Those batches, given as indices; `empty`: also without any image."""
         stop = threading.Event()
 
         def read(indices: list[int]) -> list[Pixels | ImageError]:
@@ -171,21 +212,16 @@ class Loader:
             return results
 
         piece = min(max(self.batch_size // self.workers, 1), self.PIECE, self.lookahead)
-        starts = range(0, len(order), self.batch_size)
-        pieces = (
-            order[i : min(i + piece, start + self.batch_size)].tolist()
-            for start in starts
-            for i in range(start, min(start + self.batch_size, len(order)), piece)
-        )
+        pieces = (batch[i : i + piece].tolist() for batch in batches for i in range(0, len(batch), piece))
         waiting: deque[tuple[list[int], Future[list[Pixels | ImageError]]]] = deque()
         ahead = 0
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="vggnet-data")
         try:
             upcoming = next(pieces, None)
-            for start in starts:
+            for batch in batches:
                 good: list[int] = []
                 images: list[Pixels] = []
-                left = min(self.batch_size, len(order) - start)
+                left = len(batch)
                 while left:
                     while upcoming is not None and ahead + len(upcoming) <= self.lookahead:
                         waiting.append((upcoming, pool.submit(read, upcoming)))
@@ -194,25 +230,27 @@ class Loader:
                     numbers, future = waiting.popleft()
                     for i, result in zip(numbers, future.result(), strict=True):
                         if isinstance(result, ImageError):
-                            self._note_broken(i, result)
+                            self._note_broken(Broken(i, self.dataset.name(i), str(result)), result)
                         else:
                             good.append(i)
                             images.append(result)
                     ahead -= len(numbers)
                     left -= len(numbers)
-                if good:
-                    yield np.array(good, np.int64), images, self._labels[good]
+                if good or empty:
+                    yield np.array(good, np.int64), images, self._labels[np.array(good, np.int64)]
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _note_broken(self, i: int, error: ImageError) -> None:
-        if self.strict:
+    def _note_broken(self, broken: Broken, error: ImageError | None) -> None:
+        """A broken image, which this process found (with the error) or another."""
+        if error is not None and self.strict:
             raise error
-        if i in self._broken:
+        if broken.index in self._broken:
             return
-        self._broken[i] = Broken(i, self.dataset.name(i), str(error))
-        _log.warning("skipped a broken image: %s", error)
+        self._broken[broken.index] = broken
+        if error is not None:
+            _log.warning("skipped a broken image: %s", error)
         listed = len(self.dataset)
         if 100 * len(self._broken) > listed:
             some = "; ".join(entry.reason for entry in itertools.islice(self._broken.values(), 3))
