@@ -42,12 +42,12 @@ class Direct:
 def direct() -> Iterator[None]:
     """Every pass inside runs direct convolution."""
     workspace = _C.conv2d_workspace
-    vggnet.run.ops = Direct()  # type: ignore[assignment]
+    vggnet.run.ops = Direct()  # type: ignore[assignment,attr-defined]
     _C.conv2d_workspace = functools.partial(workspace, algorithm="direct")
     try:
         yield
     finally:
-        vggnet.run.ops = ops
+        vggnet.run.ops = ops  # type: ignore[attr-defined]
         _C.conv2d_workspace = workspace
 
 

@@ -63,7 +63,7 @@ def passes(model: vgg.VGG, protocol: Protocol, image: Pixels) -> int:
             if part.kind == "dense":
                 count += 2 if part.mirror else 1
             else:
-                shape = rescaled_size(*image.shape[:2], scale)
+                shape = rescaled_size(image.shape[0], image.shape[1], scale)
                 count += len(evaluate.crops(part, *shape, model.input_size)[0])
     return count
 

@@ -18,13 +18,13 @@ Example::
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -211,9 +211,7 @@ def tested(plan: Plan, where: Path, net: str, stage: Stage, model: vgg.VGG, test
             continue
         report = evaluate.evaluate(model, test, protocol, strict=True)
         assert report.posteriors is not None
-        content = io.BytesIO()
-        np.save(content, report.posteriors)
-        replace_file(path, lambda temporary, content=content: temporary.write_bytes(content.getvalue()))
+        replace_file(path, partial(np.save, arr=report.posteriors))
         print(f"  {report.name}, Q = {protocol.scales[0]}: {report.top1:.2f} %", file=sys.stderr, flush=True)
 
 
@@ -247,8 +245,7 @@ def read(plan: Plan, out: Path, seed: int) -> dict[Key, Posteriors]:
 
 def mean(posteriors: Sequence[Posteriors]) -> Posteriors:
     """The mean, summed in float64."""
-    averaged: Posteriors = np.mean(posteriors, axis=0, dtype=np.float64).astype(np.float32)
-    return averaged
+    return np.asarray(np.mean(posteriors, axis=0, dtype=np.float64), np.float32)
 
 
 def single(net: str, stage: Stage) -> Key:
@@ -363,7 +360,7 @@ class Paired:
     def p(self) -> float:
         """McNemar's exact test, two-sided: how often equal tests would differ so much or more."""
         differ, least = self.only_first + self.only_second, min(self.only_first, self.only_second)
-        tail = sum(math.comb(differ, k) for k in range(least + 1)) / 2**differ
+        tail: float = sum(math.comb(differ, k) for k in range(least + 1)) / 2**differ
         return min(1.0, 2 * tail)
 
 

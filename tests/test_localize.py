@@ -1,8 +1,6 @@
 """Boxes (paper, appendix A): overlaps, merging and both tests against plain loops; heads, training, what is refused."""
 
 import dataclasses
-import doctest
-import importlib
 
 import numpy as np
 import pytest
@@ -497,12 +495,6 @@ def test_training_learns_where_things_are():
     boxes = np.concatenate([canvases.boxes(i) for i in range(600)])
     same = localize.iou(boxes.mean(axis=0), np.concatenate([unseen.boxes(i) for i in range(100)])).mean()
     assert same < 0.4 and report.mean_iou > same + 0.1, (same, report.mean_iou)
-
-
-@pytest.mark.parametrize("module", ["", ".boxes", ".canvases", ".nets"])
-def test_examples(module):
-    result = doctest.testmod(importlib.import_module(f"vggnet.localize{module}"))
-    assert result.attempted and not result.failed
 
 
 # ---- pictures

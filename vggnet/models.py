@@ -95,7 +95,7 @@ class VGG:
     --------
     >>> model = VGG("A", num_classes=10, input_size=32, fc_width=64)
     >>> model.num_parameters
-    9263370
+    9258122
     >>> model.forward(np.zeros((2, 32, 32, 3), np.float32)).shape
     (2, 10)
     """

@@ -198,6 +198,7 @@ def write(model: VGG, path: str | os.PathLike[str], *, format: str | None = None
     Examples
     --------
     >>> import tempfile, vggnet as vgg
+    >>> from vggnet import convert
     >>> model = vgg.VGG("A", num_classes=10, input_size=32, fc_width=16)
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     convert.write(model, f"{directory}/A.caffemodel")

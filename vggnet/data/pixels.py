@@ -46,7 +46,7 @@ def statistics(
     >>> from vggnet import data
     >>> found = data.statistics(data.sample(train=False))
     >>> found.images, round(found.mean[0], 1)
-    (1000, 73.5)
+    (1000, 73.3)
     """
     sums = PixelSums()
 
