@@ -73,13 +73,20 @@ void vgg_fail_allocation(size_t n);
 
 /* ------------------------------------------------------------------------------------------------ threads (core/threads.c) */
 
+/* CPU devices: threads of their own, one memory. */
+enum { VGG_CPU_DEVICES = 64, VGG_EVERY_DEVICE = -1 };
+
 /* Runs body(argument, task, thread) for each task in 0..tasks-1 on at most `threads` threads, thread in 0..threads-1 being
  * this call's own number of the thread. Which thread takes which task is not fixed: a result must not depend on it. Returns
- * when all are done. Tasks may not call vgg_parallel_for. Callers from several threads are served one at a time by the
- * pool; a caller that finds it busy runs its tasks itself. Idle threads sleep. Works in a child after fork. */
-void vgg_parallel_for(int threads, size_t tasks, void (*body)(void *argument, size_t task, int thread), void *argument);
-void vgg_set_num_threads(int threads); /* >= 1 */
-int vgg_get_num_threads(void);         /* default: VGGNET_NUM_THREADS, else the CPUs this process may run on */
+ * when all are done. Tasks may not call vgg_parallel_for. Each CPU device has a pool of threads, started when they are first
+ * needed. Callers from several threads are served one at a time by a device's pool; a caller that finds it busy runs its tasks
+ * itself. Idle threads sleep. Works in a child after fork. */
+void vgg_parallel_for(int device, int threads, size_t tasks, void (*body)(void *argument, size_t task, int thread),
+                      void *argument);
+/* Threads (>= 1) that calls on a CPU device may use. Setting it for VGG_EVERY_DEVICE takes back what one was given; getting it
+ * tells what was last set for all. Default: VGGNET_NUM_THREADS, else the CPUs this process may run on. */
+void vgg_set_num_threads(int threads, int device);
+int vgg_get_num_threads(int device);
 
 /* ------------------------------------------------------------------------------------------------ CPU (core/cpu.c) */
 

@@ -42,9 +42,9 @@ def cpu_name() -> str:
     return models[0] if models else platform.machine()
 
 
-def bandwidth() -> float:
+def bandwidth(device: str = "cpu") -> float:
     """Bytes a second of ``y += x`` on arrays in memory, with the threads that are set: two reads for each write."""
-    y, x = (_C.zeros((STREAM_BYTES // FLOAT_BYTES,)) for _ in range(2))
+    y, x = (_C.zeros((STREAM_BYTES // FLOAT_BYTES,), device=device) for _ in range(2))
     seconds = []
     for _ in range(5):
         begin = time.perf_counter()
@@ -76,7 +76,7 @@ def machine(device: str = "cpu", precision: str = "float32") -> dict[str, Any]:
             "python": platform.python_version(),
             "numpy": np.__version__,
         }
-    threads = _C.get_num_threads()
+    threads = _C.get_num_threads(device)
     return {
         "cpu": cpu_name(),
         "isa": info["isa"],
@@ -84,7 +84,7 @@ def machine(device: str = "cpu", precision: str = "float32") -> dict[str, Any]:
         "threads": threads,
         # the best of some: a thread that was just made may share its core with the caller for a while
         "peak": max(_C.fma_peak(threads) for _ in range(20)),
-        "bandwidth": bandwidth(),
+        "bandwidth": bandwidth(device),
         "vggnet": info["version"],
         "compiler": info["compiler"],
         "python": platform.python_version(),

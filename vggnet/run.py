@@ -182,7 +182,11 @@ class Plan:
 
     def _chunk(self) -> int:
         """Images that the head takes at a time: on the CPU one for two threads, which share an image well."""
-        return -(-_C.get_num_threads() // 2) if self.device.startswith("cpu") else self.shapes["data"][0]
+        return (
+            -(-_C.get_num_threads(self.device) // 2)
+            if self.device.startswith("cpu")
+            else self.shapes["data"][0]
+        )
 
     def _head(self) -> int:
         """How many of the first steps run some images at a time in inference: up to the second pooling.

@@ -42,7 +42,7 @@ double vgg_fma_peak(int threads)
     for (int pass = 0; pass < PASSES; pass++) {
         double start = now();
         /* Four tasks a thread: one that wakes late still takes its share. */
-        vgg_parallel_for(threads, 4 * (size_t)threads, one_thread, &loop);
+        vgg_parallel_for(0, threads, 4 * (size_t)threads, one_thread, &loop);
         double rate = 2.0 * (double)loops[loop].vl * CHAINS * STEPS * 4 * threads / (now() - start);
         if (rate > best)
             best = rate;
@@ -98,7 +98,7 @@ struct vgg_memory_bandwidth vgg_memory_bandwidth(int threads, void *data, size_t
     for (int pass = 0; pass < PASSES; pass++)
         for (s.stream = READ; s.stream < STREAMS; s.stream++) {
             double start = now();
-            vgg_parallel_for(threads, tasks, stream_task, &s);
+            vgg_parallel_for(0, threads, tasks, stream_task, &s);
             double rate = (double)(s.share * tasks) / (now() - start);
             if (rate > best[s.stream])
                 best[s.stream] = rate;

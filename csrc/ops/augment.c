@@ -49,6 +49,7 @@ enum vgg_status vgg_cpu_augment(struct vgg_context *ctx, float *x, const struct 
                             i, crop->top, crop->left, s->size, i, crop->height, crop->width);
     }
     struct augmentation a = {x, crops, s};
-    vgg_parallel_for(vgg_cpu_threads(ctx, s->n * s->size * s->size * s->c * sizeof(float)), s->n, augment_task, &a);
+    vgg_parallel_for(ctx->device, vgg_cpu_threads(ctx, s->n * s->size * s->size * s->c * sizeof(float)), s->n, augment_task,
+                     &a);
     return VGG_OK;
 }

@@ -47,6 +47,7 @@ enum vgg_status vgg_cpu_average(struct vgg_context *const *ctx, float *const *gr
         return vgg_fail(ctx[0]->error, VGG_INVALID_ARGUMENT,
                         "average_gradients: the weights sum to %g; expected a finite sum > 0 because the mean divides by it",
                         a.total);
-    vgg_parallel_for(vgg_cpu_threads(ctx[0], devices * size * sizeof(float)), vgg_ceil_div(size, CHUNK), average_task, &a);
+    vgg_parallel_for(ctx[0]->device, vgg_cpu_threads(ctx[0], devices * size * sizeof(float)), vgg_ceil_div(size, CHUNK),
+                     average_task, &a);
     return VGG_OK;
 }

@@ -3,10 +3,10 @@
 
 #include <string.h>
 
-/* Several nets in one process may each have a share of the threads, but memory is one: one device. */
+/* They have threads of their own, so that replicas of a net in one process can compute at once, and share one memory. */
 int vgg_cpu_device_count(void)
 {
-    return 1;
+    return VGG_CPU_DEVICES;
 }
 
 enum vgg_status vgg_cpu_allocate(struct vgg_context *ctx, void **data, size_t bytes)
@@ -51,7 +51,7 @@ static enum vgg_status transfer(const struct vgg_context *ctx, void *to, const v
 {
     struct transfer t = {to, from, bytes};
     int threads = bytes < 4 * (size_t)COPY_CHUNK ? 1 : ctx->threads;
-    vgg_parallel_for(threads, vgg_ceil_div(bytes, COPY_CHUNK), transfer_chunk, &t);
+    vgg_parallel_for(ctx->device, threads, vgg_ceil_div(bytes, COPY_CHUNK), transfer_chunk, &t);
     return VGG_OK;
 }
 
@@ -67,7 +67,7 @@ enum vgg_status vgg_cpu_download(struct vgg_context *ctx, void *to_host, const v
 
 enum vgg_status vgg_cpu_copy(struct vgg_context *ctx, void *to, const void *from, int from_device, size_t bytes)
 {
-    (void)from_device; /* there is one */
+    (void)from_device; /* in the same memory */
     return transfer(ctx, to, from, bytes);
 }
 

@@ -279,7 +279,7 @@ enum vgg_status vgg_conv2d_direct(struct vgg_context *ctx, float *y, uint8_t *in
     call.groups = vgg_ceil_div(p->panels, call.group_panels);
 
     vgg_kernel_count_use(p->gemm);
-    vgg_parallel_for(threads, p->panels, pack_task, &call);
-    vgg_parallel_for(threads, p->bands * call.groups, band_task, &call);
+    vgg_parallel_for(ctx->device, threads, p->panels, pack_task, &call);
+    vgg_parallel_for(ctx->device, threads, p->bands * call.groups, band_task, &call);
     return VGG_OK;
 }

@@ -209,8 +209,8 @@ enum vgg_status vgg_conv2d_first(struct vgg_context *ctx, float *y, uint8_t *ind
     call.ow = vgg_pooled(p->w, s->pool == VGG_POOL_CEIL);
     call.stream = !call.pool && p->k % 16 == 0 && (uintptr_t)y % 64 == 0 &&
                   (double)(p->n * p->h * p->w) * (double)(p->k * sizeof *y) > STREAM_BYTES;
-    vgg_parallel_for(threads, p->panels, pack_panel, &call);
-    vgg_parallel_for(threads, p->tasks, forward_task, &call);
+    vgg_parallel_for(ctx->device, threads, p->panels, pack_panel, &call);
+    vgg_parallel_for(ctx->device, threads, p->tasks, forward_task, &call);
     return VGG_OK;
 }
 
@@ -280,8 +280,8 @@ enum vgg_status vgg_conv2d_first_input(struct vgg_context *ctx, float *dx, const
     struct call call = {.y = dx, .w = w, .g = g};
     int threads = 1;
     VGG_TRY(start(&call, &threads, ctx, s, VGG_BACKWARD_INPUT, "conv2d_backward_input"));
-    vgg_parallel_for(threads, 9, pack_tap, &call);
-    vgg_parallel_for(threads, call.p.tasks, input_task, &call);
+    vgg_parallel_for(ctx->device, threads, 9, pack_tap, &call);
+    vgg_parallel_for(ctx->device, threads, call.p.tasks, input_task, &call);
     return VGG_OK;
 }
 
@@ -361,7 +361,7 @@ enum vgg_status vgg_conv2d_first_weight(struct vgg_context *ctx, float *dw, floa
     struct call call = {.y = dw, .db = db, .x = x, .g = g, .beta = beta};
     int threads = 1;
     VGG_TRY(start(&call, &threads, ctx, s, VGG_BACKWARD_WEIGHT, "conv2d_backward_weight"));
-    vgg_parallel_for(threads, call.p.tasks, weight_task, &call);
-    vgg_parallel_for(threads, 9 * call.p.c + 1, reduce_task, &call);
+    vgg_parallel_for(ctx->device, threads, call.p.tasks, weight_task, &call);
+    vgg_parallel_for(ctx->device, threads, 9 * call.p.c + 1, reduce_task, &call);
     return VGG_OK;
 }

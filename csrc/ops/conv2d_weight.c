@@ -264,8 +264,8 @@ enum vgg_status vgg_conv2d_weight(struct vgg_context *ctx, float *dw, float *db,
         call.row = chunk % p->chunks_an_image * p->rows;
         call.rows = vgg_min_size(p->rows, p->h - call.row);
         size_t stage_tasks = call.images * (2 * call.rows + 2 * p->border);
-        vgg_parallel_for(threads, stage_tasks, stage_task, &call);
-        vgg_parallel_for(threads, p->x_panels * call.groups, multiply_task, &call);
+        vgg_parallel_for(ctx->device, threads, stage_tasks, stage_task, &call);
+        vgg_parallel_for(ctx->device, threads, p->x_panels * call.groups, multiply_task, &call);
     }
     for (size_t k = 0; k < p->k; k++)
         db[k] = (float)(call.db_sums[k] + (beta != 0 ? (double)db[k] : 0));

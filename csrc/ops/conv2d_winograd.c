@@ -360,7 +360,7 @@ enum vgg_status vgg_conv2d_winograd_transform(struct vgg_context *ctx, float *u,
     struct call call = {.w = w, .u = u};
     VGG_TRY(make_plan(&call.p, ctx, s, false));
     vgg_kernel_count_use(call.p.weights);
-    vgg_parallel_for(ctx->threads, call.p.panels * call.p.depths, weights_task, &call);
+    vgg_parallel_for(ctx->device, ctx->threads, call.p.panels * call.p.depths, weights_task, &call);
     return VGG_OK;
 }
 
@@ -394,12 +394,12 @@ enum vgg_status vgg_conv2d_winograd(struct vgg_context *ctx, float *y, uint8_t *
     if (!p->given)
         vgg_kernel_count_use(p->weights);
     if (p->few) {
-        vgg_parallel_for(threads, vgg_ceil_div(p->tiles, INPUT_TILES), input_task, &call);
-        vgg_parallel_for(threads, p->groups, panels_task, &call);
+        vgg_parallel_for(ctx->device, threads, vgg_ceil_div(p->tiles, INPUT_TILES), input_task, &call);
+        vgg_parallel_for(ctx->device, threads, p->groups, panels_task, &call);
     } else {
         if (!p->given)
-            vgg_parallel_for(threads, p->panels * p->depths, weights_task, &call);
-        vgg_parallel_for(threads, p->blocks, block_task, &call);
+            vgg_parallel_for(ctx->device, threads, p->panels * p->depths, weights_task, &call);
+        vgg_parallel_for(ctx->device, threads, p->blocks, block_task, &call);
     }
     return VGG_OK;
 }

@@ -361,14 +361,14 @@ enum vgg_status vgg_conv2d_winograd_weight(struct vgg_context *ctx, float *dw, f
     for (call.chunk = 0; p->n != 0 && call.chunk < p->chunks; call.chunk++) {
         call.row = call.chunk * p->rows;
         call.rows = vgg_min_size(p->rows, p->n * p->rows_an_image - call.row);
-        vgg_parallel_for(threads, 2 * call.rows * p->runs, transform_task, &call);
+        vgg_parallel_for(ctx->device, threads, 2 * call.rows * p->runs, transform_task, &call);
         if (p->by_blocks)
-            vgg_parallel_for(threads, 1 + blocks, multiply_and_finish_task, &call);
+            vgg_parallel_for(ctx->device, threads, 1 + blocks, multiply_and_finish_task, &call);
         else
-            vgg_parallel_for(threads, 1 + p->elements * call.splits, multiply_task, &call);
+            vgg_parallel_for(ctx->device, threads, 1 + p->elements * call.splits, multiply_task, &call);
     }
     if (!p->by_blocks)
-        vgg_parallel_for(threads, blocks, finish_task, &call);
+        vgg_parallel_for(ctx->device, threads, blocks, finish_task, &call);
     for (size_t k = 0; k < p->k; k++)
         db[k] = (float)(call.db_sums[k] + (beta != 0 ? (double)db[k] : 0));
     return VGG_OK;

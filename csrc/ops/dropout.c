@@ -56,6 +56,6 @@ enum vgg_status vgg_cpu_dropout(struct vgg_context *ctx, float *y, const float *
         return y == x ? VGG_OK : vgg_cpu_copy(ctx, y, x, 0, s->n * s->c * sizeof(float));
     struct dropping d = {y, x, rows, s, vgg_ceil_div(s->c, CHUNK)};
     /* A block of Philox costs as much as the traffic of some 64 bytes. */
-    vgg_parallel_for(vgg_cpu_threads(ctx, s->n * s->c * 16), s->n * d.chunks, dropout_task, &d);
+    vgg_parallel_for(ctx->device, vgg_cpu_threads(ctx, s->n * s->c * 16), s->n * d.chunks, dropout_task, &d);
     return VGG_OK;
 }

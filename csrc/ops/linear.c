@@ -290,13 +290,13 @@ enum vgg_status vgg_cpu_linear(struct vgg_context *ctx, float *y, const float *x
         return VGG_OK;
     if (s->n <= call.few->mr) {
         if (s->n > 1)
-            vgg_parallel_for(threads, s->n, stagger_task, &call);
-        vgg_parallel_for(threads, vgg_ceil_div(s->out, ROW_BLOCK), forward_few_task, &call);
+            vgg_parallel_for(ctx->device, threads, s->n, stagger_task, &call);
+        vgg_parallel_for(ctx->device, threads, vgg_ceil_div(s->out, ROW_BLOCK), forward_few_task, &call);
         return VGG_OK;
     }
     size_t block = ROW_BLOCK / call.gemm->mr * call.gemm->mr;
-    vgg_parallel_for(threads, vgg_ceil_div(s->n, call.gemm->nr) * vgg_ceil_div(s->in, BLOCK), pack_x_task, &call);
-    vgg_parallel_for(threads, vgg_ceil_div(s->out, block), forward_task, &call);
+    vgg_parallel_for(ctx->device, threads, vgg_ceil_div(s->n, call.gemm->nr) * vgg_ceil_div(s->in, BLOCK), pack_x_task, &call);
+    vgg_parallel_for(ctx->device, threads, vgg_ceil_div(s->out, block), forward_task, &call);
     return VGG_OK;
 }
 
@@ -357,8 +357,8 @@ enum vgg_status vgg_cpu_linear_backward_input(struct vgg_context *ctx, float *dx
     call.w = w;
     if (s->n == 0)
         return VGG_OK;
-    vgg_parallel_for(threads, vgg_ceil_div(s->n, call.tile), pack_dy_task, &call);
-    vgg_parallel_for(threads, vgg_ceil_div(s->in, call.columns), backward_input_task, &call);
+    vgg_parallel_for(ctx->device, threads, vgg_ceil_div(s->n, call.tile), pack_dy_task, &call);
+    vgg_parallel_for(ctx->device, threads, vgg_ceil_div(s->in, call.columns), backward_input_task, &call);
     return VGG_OK;
 }
 
@@ -433,9 +433,9 @@ enum vgg_status vgg_cpu_linear_backward_weight(struct vgg_context *ctx, float *d
     if (s->n == 0 && beta == 0)
         memset(dw, 0, s->out * s->in * sizeof *dw);
     if (s->n != 0) {
-        vgg_parallel_for(threads, s->n, pack_batch_task, &call);
-        vgg_parallel_for(threads, vgg_ceil_div(s->in, call.columns), backward_weight_task, &call);
+        vgg_parallel_for(ctx->device, threads, s->n, pack_batch_task, &call);
+        vgg_parallel_for(ctx->device, threads, vgg_ceil_div(s->in, call.columns), backward_weight_task, &call);
     }
-    vgg_parallel_for(threads, vgg_ceil_div(s->out, BLOCK), bias_task, &call);
+    vgg_parallel_for(ctx->device, threads, vgg_ceil_div(s->out, BLOCK), bias_task, &call);
     return VGG_OK;
 }

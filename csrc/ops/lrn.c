@@ -156,7 +156,7 @@ static enum vgg_status normalise(const struct vgg_context *ctx, float *out, cons
 {
     size_t work = s->rows * s->c * sizeof(float), row = vgg_max_size(1, s->c);
     struct normalisation n = {out, dy, x, s, vgg_max_size(1, 4096 / row)};
-    vgg_parallel_for(vgg_cpu_threads(ctx, 4 * work), vgg_ceil_div(s->rows, n.rows_per_task), rows_task, &n);
+    vgg_parallel_for(ctx->device, vgg_cpu_threads(ctx, 4 * work), vgg_ceil_div(s->rows, n.rows_per_task), rows_task, &n);
     return VGG_OK;
 }
 

@@ -74,7 +74,7 @@ enum vgg_status vgg_cpu_max_pool2d(struct vgg_context *ctx, float *y, uint8_t *i
 {
     struct pooling p = {y, index, x, s->h, s->w, s->c, vgg_pooled(s->h, s->ceil_mode), vgg_pooled(s->w, s->ceil_mode)};
     size_t bytes = s->n * s->h * s->w * s->c * sizeof(float);
-    vgg_parallel_for(vgg_cpu_threads(ctx, bytes), s->n * p.pooled_h, pool_task, &p);
+    vgg_parallel_for(ctx->device, vgg_cpu_threads(ctx, bytes), s->n * p.pooled_h, pool_task, &p);
     return VGG_OK;
 }
 
@@ -168,6 +168,6 @@ enum vgg_status vgg_cpu_max_pool2d_backward(struct vgg_context *ctx, float *dx, 
                           .pooled_w = vgg_pooled(s->w, s->ceil_mode)};
     atomic_init(&p.stray, false);
     size_t bytes = s->n * s->h * s->w * s->c * sizeof(float);
-    vgg_parallel_for(vgg_cpu_threads(ctx, bytes), s->n * vgg_ceil_div(s->h, 2), unpool_task, &p);
+    vgg_parallel_for(ctx->device, vgg_cpu_threads(ctx, bytes), s->n * vgg_ceil_div(s->h, 2), unpool_task, &p);
     return atomic_load(&p.stray) ? stray_error(&p, ctx->error) : VGG_OK;
 }

@@ -42,7 +42,7 @@ static enum vgg_status draw(const struct vgg_context *ctx, const char *op, struc
         return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "%s: scale is %g; expected a number >= 0", op, (double)d.scale);
     if (d.count / 4 > UINT32_MAX)
         return vgg_fail(ctx->error, VGG_UNSUPPORTED, "%s: x has %zu values; at most 2^34 have random words", op, d.count);
-    vgg_parallel_for(vgg_cpu_threads(ctx, d.count * 16), vgg_ceil_div(d.count, CHUNK), draw_task, &d);
+    vgg_parallel_for(ctx->device, vgg_cpu_threads(ctx, d.count * 16), vgg_ceil_div(d.count, CHUNK), draw_task, &d);
     return VGG_OK;
 }
 

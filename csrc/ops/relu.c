@@ -11,7 +11,7 @@ struct elementwise {
 
 static enum vgg_status run(const struct vgg_context *ctx, void (*body)(void *, size_t, int), struct elementwise e)
 {
-    vgg_parallel_for(vgg_cpu_threads(ctx, e.count * sizeof(float)), vgg_ceil_div(e.count, CHUNK), body, &e);
+    vgg_parallel_for(ctx->device, vgg_cpu_threads(ctx, e.count * sizeof(float)), vgg_ceil_div(e.count, CHUNK), body, &e);
     return VGG_OK;
 }
 

@@ -48,6 +48,6 @@ enum vgg_status vgg_cpu_sgd(struct vgg_context *ctx, float *const *param, float 
         total += sizes[t];
     }
     struct descent d = {param, velocity, grad, sizes, s};
-    vgg_parallel_for(vgg_cpu_threads(ctx, total * 3 * sizeof(float)), tasks, sgd_task, &d);
+    vgg_parallel_for(ctx->device, vgg_cpu_threads(ctx, total * 3 * sizeof(float)), tasks, sgd_task, &d);
     return VGG_OK;
 }

@@ -99,7 +99,7 @@ static void softmax_task(void *argument, size_t task, int thread)
 enum vgg_status vgg_cpu_softmax(struct vgg_context *ctx, float *y, const float *x, const struct vgg_softmax *s)
 {
     struct rows r = {.out = y, .x = x, .rows = s->rows, .rows_per_task = rows_per_task(s->c), .s = s};
-    vgg_parallel_for(threads_for(ctx, s), vgg_ceil_div(s->rows, r.rows_per_task), softmax_task, &r);
+    vgg_parallel_for(ctx->device, threads_for(ctx, s), vgg_ceil_div(s->rows, r.rows_per_task), softmax_task, &r);
     return VGG_OK;
 }
 
@@ -137,7 +137,7 @@ enum vgg_status vgg_cpu_cross_entropy(struct vgg_context *ctx, float *loss, floa
         r.x = logits + first * s->c;
         r.labels = labels + first;
         r.rows = vgg_min_size(ROWS, s->rows - first);
-        vgg_parallel_for(threads_for(ctx, s), vgg_ceil_div(r.rows, r.rows_per_task), cross_entropy_task, &r);
+        vgg_parallel_for(ctx->device, threads_for(ctx, s), vgg_ceil_div(r.rows, r.rows_per_task), cross_entropy_task, &r);
         for (size_t row = 0; row < r.rows; row++)
             sum += r.loss[row];
     }

@@ -51,6 +51,6 @@ enum vgg_status vgg_cpu_unfold(struct vgg_context *ctx, float *y, const float *x
     if (s->c == 0)
         return VGG_OK;
     size_t bytes = s->n * u.oh * u.ow * s->size * s->size * s->c * sizeof(float);
-    vgg_parallel_for(vgg_cpu_threads(ctx, bytes), s->n * u.oh, unfold_task, &u);
+    vgg_parallel_for(ctx->device, vgg_cpu_threads(ctx, bytes), s->n * u.oh, unfold_task, &u);
     return VGG_OK;
 }

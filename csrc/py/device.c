@@ -31,17 +31,20 @@ bool vggpy_register_backend(struct vgg_state *state, const struct vgg_backend *b
 
 PyObject *vggpy_device_name(struct device device)
 {
-    if (device.backend == &vgg_cpu_backend)
+    if (device.backend == &vgg_cpu_backend && device.index == 0)
         return PyUnicode_FromString("cpu");
     return PyUnicode_FromFormat("%s:%d", device.backend->name, device.index);
 }
 
+/* Of the CPU's devices, which are there on any machine, only the first. */
 static PyObject *device_list(const struct vgg_state *state)
 {
     PyObject *list = PyList_New(0);
-    for (int b = 0; list && b < state->backend_count; b++)
-        for (int i = 0, count = state->backends[b]->device_count(); i < count; i++) {
-            PyObject *name = vggpy_device_name((struct device){state->backends[b], i});
+    for (int b = 0; list && b < state->backend_count; b++) {
+        const struct vgg_backend *backend = state->backends[b];
+        int count = backend == &vgg_cpu_backend ? 1 : backend->device_count();
+        for (int i = 0; i < count; i++) {
+            PyObject *name = vggpy_device_name((struct device){backend, i});
             int failed = name ? PyList_Append(list, name) : -1;
             Py_XDECREF(name);
             if (failed) {
@@ -49,6 +52,7 @@ static PyObject *device_list(const struct vgg_state *state)
                 return NULL;
             }
         }
+    }
     return list;
 }
 
@@ -101,9 +105,15 @@ bool vggpy_device_parse(const struct vgg_state *state, const char *name, struct 
         return false;
     PyObject *list = device_list(state);
     if (list)
-        PyErr_Format(PyExc_ValueError, "device is \"%s\"; expected one of %R", name, list);
+        PyErr_Format(PyExc_ValueError, "device is \"%s\"; expected one of %R, or \"cpu:N\" with N below %d", name, list,
+                     VGG_CPU_DEVICES);
     Py_XDECREF(list);
     return false;
+}
+
+static int threads_of(struct device device)
+{
+    return vgg_get_num_threads(device.backend == &vgg_cpu_backend ? device.index : VGG_EVERY_DEVICE);
 }
 
 struct vgg_context vggpy_context(struct device device, struct vgg_error *error)
@@ -111,7 +121,7 @@ struct vgg_context vggpy_context(struct device device, struct vgg_error *error)
     return (struct vgg_context){
         .backend = device.backend,
         .device = device.index,
-        .threads = vgg_get_num_threads(),
+        .threads = threads_of(device),
         .error = error,
     };
 }
@@ -160,8 +170,11 @@ bool vggpy_copy(const struct vgg_state *state, struct device device, void *to, s
 
 /* ------------------------------------------------------------------------------------------------ Python functions */
 
-PyDoc_STRVAR(devices_doc, "devices()\n--\n\n"
-                          "The names that device= takes, [\"cpu\", ...].");
+PyDoc_STRVAR(devices_doc,
+             "devices()\n--\n\n"
+             "The names that device= takes, [\"cpu\", ...].\n\n"
+             "Of the CPU the first alone: \"cpu:1\" to \"cpu:63\" are devices too, which share the memory of \"cpu\"\n"
+             "(= \"cpu:0\") but have threads of their own; see set_num_threads.");
 
 static PyObject *py_devices(PyObject *module, PyObject *unused)
 {
@@ -170,7 +183,7 @@ static PyObject *py_devices(PyObject *module, PyObject *unused)
 }
 
 PyDoc_STRVAR(memory_stats_doc, "memory_stats(device='cpu')\n--\n\n"
-                               "What tensors and workspaces of a device hold.\n\n"
+                               "What tensors and workspaces of a device hold; the CPU's devices share one memory.\n\n"
                                "Returns\n-------\n"
                                "dict\n"
                                "    \"current\" and \"peak\" in bytes, exactly as asked for (no rounding),\n"
@@ -252,37 +265,79 @@ static PyObject *py_cpu_backend(PyObject *module, PyObject *unused)
     return PyCapsule_New((void *)(uintptr_t)&vgg_cpu_backend, "vggnet.backend", NULL);
 }
 
-PyDoc_STRVAR(set_num_threads_doc, "set_num_threads(n)\n--\n\n"
-                                  "Use at most n threads in the CPU's operations. Results do not depend on it.\n\n"
-                                  "Raises\n------\n"
-                                  "ValueError\n"
-                                  "    If n is less than 1.");
+PyDoc_STRVAR(set_num_threads_doc,
+             "set_num_threads(n, device=None)\n--\n\n"
+             "Use at most n threads in the CPU's operations. Results do not depend on it.\n\n"
+             "Parameters\n----------\n"
+             "n : int\n"
+             "    1 to 1024.\n"
+             "device : str, optional\n"
+             "    A CPU device, as \"cpu:1\", to set its share alone; None sets every device's, also those\n"
+             "    that were set alone before.\n\n"
+             "Raises\n------\n"
+             "ValueError\n"
+             "    If n is out of bounds, or device is not the CPU's.\n\n"
+             "Notes\n-----\n"
+             "Each CPU device has threads of its own, so operations on two of them, called from two threads\n"
+             "of Python, run in parallel on as many cores as their shares add up to.\n\n"
+             "Examples\n--------\n"
+             ">>> import vggnet as vgg\n"
+             ">>> vgg.set_num_threads(1, \"cpu:1\")\n"
+             ">>> vgg.get_num_threads(\"cpu:1\")\n"
+             "1\n"
+             ">>> vgg.set_num_threads(vgg.get_num_threads())\n");
+
+/* The device whose threads are meant; name may be NULL. */
+static bool parse_cpu(const struct vgg_state *state, const char *op, const char *name, int *index)
+{
+    *index = VGG_EVERY_DEVICE;
+    struct device device;
+    if (!name)
+        return true;
+    if (!vggpy_device_parse(state, name, &device))
+        return false;
+    if (device.backend != &vgg_cpu_backend) {
+        PyErr_Format(PyExc_ValueError, "%s: device is \"%s\"; expected a CPU device, as \"cpu:1\", or None for all of them", op,
+                     name);
+        return false;
+    }
+    *index = device.index;
+    return true;
+}
 
 static PyObject *py_set_num_threads(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"n", NULL};
+    static char *names[] = {"n", "device", NULL};
     PyObject *object;
+    const char *name = NULL;
     uint64_t n;
-    (void)module;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:set_num_threads", names, &object) ||
-        !vggpy_uint(object, "set_num_threads", "n", 1024, &n))
+    int index;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|z:set_num_threads", names, &object, &name) ||
+        !vggpy_uint(object, "set_num_threads", "n", 1024, &n) ||
+        !parse_cpu(vggpy_state(module), "set_num_threads", name, &index))
         return NULL;
     if (n == 0) {
         PyErr_SetString(PyExc_ValueError, "set_num_threads: n is 0; expected 1 or more");
         return NULL;
     }
-    vgg_set_num_threads((int)n);
+    vgg_set_num_threads((int)n, index);
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(get_num_threads_doc, "get_num_threads()\n--\n\n"
-                                  "How many threads the CPU's operations may use.\n\n"
-                                  "The default is VGGNET_NUM_THREADS, else the CPUs that this process may run on.");
+PyDoc_STRVAR(get_num_threads_doc,
+             "get_num_threads(device=None)\n--\n\n"
+             "How many threads operations on a CPU device may use; None: what was set for every device.\n\n"
+             "The default is VGGNET_NUM_THREADS, else the CPUs that this process may run on.");
 
-static PyObject *py_get_num_threads(PyObject *module, PyObject *unused)
+static PyObject *py_get_num_threads(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    (void)module, (void)unused;
-    return PyLong_FromLong(vgg_get_num_threads());
+    static char *names[] = {"device", NULL};
+    const char *name = NULL;
+    int index;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|z:get_num_threads", names, &name) ||
+        !parse_cpu(vggpy_state(module), "get_num_threads", name, &index))
+        return NULL;
+    return PyLong_FromLong(vgg_get_num_threads(index));
 }
 
 PyDoc_STRVAR(kernels_doc,
@@ -355,8 +410,8 @@ static PyObject *py_build_info(PyObject *module, PyObject *unused)
         return NULL;
     }
     return Py_BuildValue("{s:s,s:s,s:s,s:N,s:i,s:N}", "version", VGGNET_VERSION, "compiler", COMPILER, "isa",
-                         vgg_isa_name(vgg_isa_selected()), "isa_available", available, "threads", vgg_get_num_threads(),
-                         "kernels", kernels);
+                         vgg_isa_name(vgg_isa_selected()), "isa_available", available, "threads",
+                         vgg_get_num_threads(VGG_EVERY_DEVICE), "kernels", kernels);
 }
 
 PyDoc_STRVAR(fma_peak_doc, "fma_peak(threads=1)\n--\n\n"
@@ -447,7 +502,7 @@ PyMethodDef vggpy_device_functions[] = {
     {"register_backend", py_register_backend, METH_O, register_backend_doc},
     {"cpu_backend_capsule", py_cpu_backend, METH_NOARGS, cpu_backend_doc},
     {"set_num_threads", VGGPY_KEYWORDS(py_set_num_threads), set_num_threads_doc},
-    {"get_num_threads", py_get_num_threads, METH_NOARGS, get_num_threads_doc},
+    {"get_num_threads", VGGPY_KEYWORDS(py_get_num_threads), get_num_threads_doc},
     {"kernels", py_kernels, METH_NOARGS, kernels_doc},
     {"build_info", py_build_info, METH_NOARGS, build_info_doc},
     {"fma_peak", VGGPY_KEYWORDS(py_fma_peak), fma_peak_doc},

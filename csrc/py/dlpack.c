@@ -13,6 +13,12 @@ static const char used_legacy_name[] = "used_dltensor", used_versioned_name[] = 
 
 /* ------------------------------------------------------------------------------------------------ devices */
 
+/* A device's number in DLPack: host memory is one device there. */
+static int device_id(struct device device)
+{
+    return device.backend->host ? 0 : device.index;
+}
+
 /* The device that DLPack calls (type, id): raises BufferError if there is none that is usable. */
 static bool device_of(const struct vgg_state *state, const char *op, long type, long id, struct device *device)
 {
@@ -20,7 +26,7 @@ static bool device_of(const struct vgg_state *state, const char *op, long type, 
     for (int i = 0; i < state->backend_count; i++)
         if (type != 0 && state->backends[i]->dlpack_type == type)
             name = state->backends[i]->name;
-    if (id >= 0 && vggpy_device_find(state, name, strlen(name), id, device))
+    if (id >= 0 && vggpy_device_find(state, name, strlen(name), id, device) && device_id(*device) == id)
         return true;
     if (!PyErr_Occurred())
         PyErr_Format(PyExc_BufferError,
@@ -105,7 +111,7 @@ static PyObject *export_capsule(struct tensor *tensor, bool versioned, uint64_t 
     struct dl_tensor *t = versioned ? &self->managed.versioned.tensor : &self->managed.legacy.tensor;
     t->data = tensor->data;
     t->device.type = device_type(tensor);
-    t->device.id = tensor->storage->device.index;
+    t->device.id = device_id(tensor->storage->device);
     t->ndim = tensor->ndim;
     static const uint8_t codes[VGG_DTYPE_COUNT] = {DLPACK_FLOAT, DLPACK_INT, DLPACK_UINT, DLPACK_BFLOAT};
     t->dtype.code = codes[tensor->dtype];
@@ -169,7 +175,7 @@ PyObject *vggpy_to_dlpack(PyObject *object, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOOO:__dlpack__", names, &stream, &max_version, &dl_device, &copy))
         return NULL;
     struct device device = self->storage->device;
-    long major = 0, minor = 0, type = device_type(self), id = device.index;
+    long major = 0, minor = 0, type = device_type(self), id = device_id(device);
     if (max_version != Py_None &&
         !(PyTuple_Check(max_version) && PyArg_ParseTuple(max_version, "ll;max_version is two ints", &major, &minor)))
         return PyErr_Occurred()
@@ -182,7 +188,7 @@ PyObject *vggpy_to_dlpack(PyObject *object, PyObject *args, PyObject *kwargs)
     int must_copy = copy == Py_None ? -1 : PyObject_IsTrue(copy);
     if ((must_copy == -1 && PyErr_Occurred()) || !device_of(state, "__dlpack__", type, id, &device))
         return NULL;
-    bool same = vggpy_same_device(device, self->storage->device);
+    bool same = vggpy_same_memory(device, self->storage->device);
     if (!same && must_copy == 0)
         return PyErr_Format(PyExc_BufferError,
                             "__dlpack__: dl_device is (%ld, %ld), where the tensor is not; copy=False "
@@ -208,7 +214,7 @@ PyObject *vggpy_dlpack_device(PyObject *self, PyObject *unused)
     if (device.backend->dlpack_type == 0)
         return PyErr_Format(PyExc_BufferError,
                             "__dlpack_device__: the tensor's device has no DLPack number; use t.to(\"cpu\")");
-    return Py_BuildValue("(ii)", device.backend->dlpack_type, device.index);
+    return Py_BuildValue("(ii)", device.backend->dlpack_type, device_id(device));
 }
 
 PyObject *vggpy_cuda_array_interface(PyObject *object, void *closure)

@@ -71,12 +71,18 @@ struct device {
 /* A device of the backend with that name; CUDA's is opened when it is first asked for. False without an exception: none is. */
 bool vggpy_device_find(const struct vgg_state *state, const char *name, size_t length, long index, struct device *device);
 bool vggpy_device_parse(const struct vgg_state *state, const char *name, struct device *device);
-PyObject *vggpy_device_name(struct device device); /* "cpu", "cuda:1" */
+PyObject *vggpy_device_name(struct device device); /* "cpu", "cpu:1", "cuda:0" */
 bool vggpy_register_backend(struct vgg_state *state, const struct vgg_backend *backend);
 
 static inline bool vggpy_same_device(struct device a, struct device b)
 {
     return a.backend == b.backend && a.index == b.index;
+}
+
+/* Whether an address means the same on both. */
+static inline bool vggpy_same_memory(struct device a, struct device b)
+{
+    return vggpy_same_device(a, b) || (a.backend == b.backend && a.backend->host);
 }
 
 /* A context for calls without workspace. It borrows *error. */

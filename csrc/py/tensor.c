@@ -26,7 +26,7 @@ struct vgg_array vggpy_tensor_array(const struct tensor *tensor)
 
 bool vggpy_tensors_overlap(const struct tensor *a, const struct tensor *b)
 {
-    return vggpy_same_device(a->storage->device, b->storage->device) &&
+    return vggpy_same_memory(a->storage->device, b->storage->device) &&
            vggpy_overlap(a->data, vggpy_tensor_bytes(a), b->data, vggpy_tensor_bytes(b));
 }
 
@@ -239,7 +239,7 @@ static PyObject *tensor_readonly(PyObject *self, void *closure)
 static PyGetSetDef tensor_getset[] = {
     {"shape", tensor_shape, NULL, PyDoc_STR("tuple of int : sizes; the elements are always C-contiguous."), NULL},
     {"dtype", tensor_dtype, NULL, PyDoc_STR("str : \"float32\", \"int64\", \"uint8\" or \"bfloat16\"."), NULL},
-    {"device", tensor_device, NULL, PyDoc_STR("str : \"cpu\", or a name with a number, as \"cuda:0\"."), NULL},
+    {"device", tensor_device, NULL, PyDoc_STR("str : \"cpu\", or a name with a number, as \"cpu:1\" or \"cuda:0\"."), NULL},
     {"nbytes", tensor_nbytes, NULL, PyDoc_STR("int : bytes of the elements."), NULL},
     {"ndim", tensor_ndim, NULL, PyDoc_STR("int : number of dimensions."), NULL},
     {"size", tensor_size, NULL, PyDoc_STR("int : number of elements."), NULL},
@@ -386,7 +386,7 @@ static PyObject *tensor_copy_(PyObject *object, PyObject *from)
         PyErr_Format(PyExc_ValueError, "copy_: obj has shape %s; expected %s",
                      vgg_shape_text(got, sizeof(got), a.shape, a.ndim),
                      vgg_shape_text(expected, sizeof(expected), own.shape, own.ndim));
-    } else if (a.data == own.data && vggpy_same_device(at, to)) {
+    } else if (a.data == own.data && vggpy_same_memory(at, to)) {
         done = true; /* onto itself */
     } else if ((vggpy_same_device(at, to) || (at.backend->host && to.backend->host)) &&
                vggpy_overlap(a.data, bytes, own.data, bytes)) {
@@ -532,8 +532,9 @@ PyDoc_STRVAR(dlpack_doc,
              "    If views are read-only and the consumer's DLPack is older than 1.0, or the device cannot be\n"
              "    shared without the copy that copy=False forbids.");
 
-PyDoc_STRVAR(dlpack_device_doc, "__dlpack_device__($self, /)\n--\n\n"
-                                "DLPack's (device type, number): (1, 0) is the CPU, (2, n) is CUDA's device n.");
+PyDoc_STRVAR(dlpack_device_doc,
+             "__dlpack_device__($self, /)\n--\n\n"
+             "DLPack's (device type, number): (1, 0) is the CPU, whichever of its devices, (2, n) is CUDA's device n.");
 
 static PyMethodDef tensor_methods[] = {
     {"numpy", tensor_numpy, METH_NOARGS, numpy_doc},
