@@ -390,11 +390,16 @@ def test_without_checkpoints_sigterm_does_what_it_did():
 
 
 CHILD = """
-import signal, sys
+import sys, time
+from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_train import SMALL, Signal, fit, net, patterns
-stop, number, every = map(int, sys.argv[3:])
-fit(net(), patterns(36), recipe=SMALL, checkpoint=sys.argv[2], callbacks=[Signal(stop, number)], keep=3,
+from test_train import SMALL, Callback, Signal, fit, net, patterns
+stop, number, every, saved = map(int, sys.argv[3:])
+class Written(Callback):  # a thread writes it
+    def on_iteration(self, model, iteration, loss, error):
+        while saved < stop == iteration and not Path(sys.argv[2], f"checkpoint-{saved:010d}.safetensors").exists():
+            time.sleep(0.01)
+fit(net(), patterns(36), recipe=SMALL, checkpoint=sys.argv[2], callbacks=[Written(), Signal(stop, number)], keep=3,
     checkpoint_every=every)
 """
 
@@ -418,6 +423,7 @@ def test_a_killed_or_interrupted_process_goes_on_bit_for_bit(tmp_path, straight,
         str(stop),
         str(int(number)),
         str(every),
+        str(saved),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == (0 if number == signal.SIGTERM else -number), done.stderr

@@ -180,16 +180,16 @@ def replace_file(path: str | os.PathLike[str], write: Callable[[Path], object]) 
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as directory:
         temporary = Path(directory, path.name)
         write(temporary)
-        os.chmod(temporary, path.stat().st_mode & 0o7777 if path.exists() else 0o666 & ~_umask())
+        if path.exists():
+            mode = path.stat().st_mode & 0o7777
+        else:  # what a new file gets; to ask for the umask is to change it, and other threads make files too
+            plain = Path(directory, "plain")
+            plain.touch()
+            mode = plain.stat().st_mode & 0o7777
+        os.chmod(temporary, mode)
         _sync(temporary)
         os.replace(temporary, path)
     _sync(path.parent)  # the rename itself
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def _sync(path: str | os.PathLike[str]) -> None:

@@ -7,6 +7,21 @@ replica: what one device would do with the whole batch, to rounding.
 
 from __future__ import annotations
 
+from .averaging import Averaging
+from .buckets import BUCKET_BYTES, plan_buckets
+from .replicas import Ready, Replica, Replicas, check_devices
 from .world import Alone, Pending, World, world
 
-__all__ = ["Alone", "Pending", "World", "world"]
+__all__ = [
+    "BUCKET_BYTES",
+    "Alone",
+    "Averaging",
+    "Pending",
+    "Ready",
+    "Replica",
+    "Replicas",
+    "World",
+    "check_devices",
+    "plan_buckets",
+    "world",
+]

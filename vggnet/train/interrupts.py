@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 
 class Interrupts:
@@ -19,7 +19,7 @@ class Interrupts:
 
     def __init__(self, *, terminate: bool) -> None:
         self.depth = 0
-        self.pending: BaseException | None = None
+        self.waiting = 0  # number of a signal that arrived while they were held; 0: none
         self.defaults: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
         if terminate:
             self.defaults[signal.SIGTERM] = signal.SIG_DFL
@@ -37,19 +37,22 @@ class Interrupts:
             signal.signal(number, self.defaults[number])
 
     def _arrived(self, number: int, _: object) -> None:
-        stop = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(0)
+        self.waiting = number
         if not self.depth:
-            raise stop
-        self.pending = stop
+            self.stop(number)
+
+    def stop(self, number: int) -> NoReturn:
+        """Raise what that signal means."""
+        self.waiting = 0
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(0)
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, when: bool = True) -> Iterator[None]:
         """Within, signals wait."""
-        self.depth += 1
+        self.depth += when
         try:
             yield
         finally:
-            self.depth -= 1
-        if self.pending is not None and not self.depth:
-            stop, self.pending = self.pending, None
-            raise stop
+            self.depth -= when
+        if self.waiting and not self.depth:
+            self.stop(self.waiting)

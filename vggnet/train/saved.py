@@ -13,7 +13,7 @@ from ..checkpoint import VELOCITY, Checkpoints, restore_tensors
 from ..recipes import Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from ..models import VGG
 
@@ -64,21 +64,20 @@ def saved_run(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], Recipe
     return model, Recipe.from_dict(run["recipe"])
 
 
-def write(
-    checkpoints: Checkpoints,
-    iteration: int,
-    model: VGG,
-    velocities: Mapping[str, _C.Tensor],
-    run: Mapping[str, Any],
-) -> Path:
-    """Write the checkpoint of `iteration`; `run` is what `restore` gives back."""
-    metadata = {
+def tensor_bytes(model: VGG, layers: Collection[str]) -> int:
+    """Bytes of the tensors of a checkpoint: the weights, and the velocities of the layers that learn."""
+    learnt = [p.nbytes for name, p in model.parameters.items() if name.split(".")[0] in layers]
+    return sum(p.nbytes for p in model.parameters.values()) + sum(learnt)
+
+
+def metadata(model: VGG, run: Mapping[str, Any]) -> dict[str, str]:
+    """All of a checkpoint but its tensors; `run` is what `restore` gives back."""
+    return {
         "format": FORMAT,
         "model": json.dumps(model.to_dict()),
         "preprocessing": json.dumps(model.preprocessing.to_dict()),
         "run": json.dumps(run),
     }
-    return checkpoints.save(iteration, model.parameters, velocities, metadata)
 
 
 def restore(
@@ -105,10 +104,10 @@ def _newest(checkpoints: Checkpoints) -> tuple[Path, dict[str, Any], dict[str, A
     newest = checkpoints.newest()
     if newest is None:
         return None
-    path, metadata = newest
-    if metadata.get("format") != FORMAT:
-        raise _C.WeightsError(f"{path}: format {metadata.get('format')!r}; expected {FORMAT!r}")
-    return path, json.loads(metadata["model"]), json.loads(metadata["run"])
+    path, about = newest
+    if about.get("format") != FORMAT:
+        raise _C.WeightsError(f"{path}: format {about.get('format')!r}; expected {FORMAT!r}")
+    return path, json.loads(about["model"]), json.loads(about["run"])
 
 
 def _compare(

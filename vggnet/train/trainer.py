@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import logging
 import math
 import os
@@ -11,17 +13,19 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from .. import _C, ops, rng
+from .. import _C, ops, parallel, rng
 from ..augment import Augmentation, pixel_statistics
 from ..checkpoint import Checkpoints
 from ..data import Loader, epoch_order, rescaled_image, split
+from ..data.loader import Broken, share
 from ..evaluate.report import tells_top5
 from ..history import History, Row
+from ..parallel import Ready, Replica, Replicas, World
 from ..preprocess import check_image
 from ..progress import Progress
 from ..recipes import Recipe
@@ -32,12 +36,23 @@ from .memory import micro_batch
 from .saved import State
 from .start import start_from
 from .task import Classification, Measure, Task
+from .writer import Writer
 
 if TYPE_CHECKING:
     from ..data import Dataset
     from ..models import VGG
 
 log = logging.getLogger("vggnet")
+
+CHECK_EVERY = 1000  # updates between two comparisons of the replicas' weights: under 0.1 % of the time
+
+
+class Part(NamedTuple):
+    """The images of a batch that one replica takes: indices (N,), rescaled pixels, and heights and widths before (N, 2)."""
+
+    images: npt.NDArray[np.int64]
+    pixels: list[npt.NDArray[np.uint8]]
+    original: npt.NDArray[np.int64]
 
 
 class Callback:
@@ -66,8 +81,9 @@ def fit(
     progress: bool | None = None,
     threads: int | None = None,
     strict: bool | None = None,
+    devices: Sequence[str] | None = None,
 ) -> History:
-    """Train a model in place.
+    """Train a model in place, on one device or on several.
 
     Parameters
     ----------
@@ -102,6 +118,10 @@ def fit(
         Threads that read and rescale images ahead of the training; see `data.Loader`.
     strict : bool, optional
         Stop at the first broken image; see `data.Loader`.
+    devices : sequence of str, optional
+        Devices of one kind that train together, as ["cuda:0", "cuda:1"]; the model is on the first. Each batch is split among
+        them, their gradients are averaged, and the result is that of one device, to rounding. CPU devices share the threads of
+        computing. Default: the model's device.
 
     Returns
     -------
@@ -112,13 +132,17 @@ def fit(
     ValueError
         When model, data and recipe do not fit together; when the directory holds another run; when a resumed
         run differs from the checkpoint's (the message names the field; `epochs`, `iterations` and
-        `stuck_iterations` may change).
+        `stuck_iterations` may change); when devices are unknown or do not go together.
     WeightsError
         When no checkpoint is intact.
     FloatingPointError
         When the loss is no longer finite; the message says where and what to do.
     ImageError
         When more than 1 % of the images are broken, or one with `strict`.
+    RuntimeError
+        When the weights of the devices differ, which is looked at after each epoch and every `CHECK_EVERY` updates.
+    OSError
+        When a checkpoint can't be written: at the update after that, or at the end.
     KeyboardInterrupt
         On Ctrl-C, after the checkpoint was written.
     SystemExit
@@ -127,8 +151,10 @@ def fit(
 
     Notes
     -----
-    Velocities, gradients and the input are allocated once. The result does not depend on the number of
-    threads.
+    Velocities, gradients and the input are allocated once, on every device. Checkpoints are written by a thread while training
+    goes on, from a copy that takes as much memory as a checkpoint is long. The result does not depend on the number of
+    threads; nor, but for rounding, on that of devices. A run may be resumed with another number of devices; with the same
+    number, it goes on bit for bit. Started by an MPI launcher, the processes train together: see docs/parallel.md.
     """
     if model.weight_dtype != "float32":
         raise ValueError(
@@ -137,16 +163,27 @@ def fit(
         )
     recipe = Recipe() if recipe is None else recipe
     task = Classification() if task is None else task
+    world = parallel.world()
+    if checkpoint is None and resume:
+        raise ValueError("fit: resume=True needs checkpoint=, the directory of the run to go on with")
     trainer = Trainer(
-        model, train_data, val_data, recipe, task, callbacks=callbacks, threads=threads, strict=strict
+        model,
+        train_data,
+        val_data,
+        recipe,
+        task,
+        devices=parallel.check_devices(model, [model.device] if devices is None else devices),
+        world=world,
+        checkpoints=None if checkpoint is None else Checkpoints(checkpoint, keep=keep),
+        callbacks=callbacks,
+        threads=threads,
+        strict=strict,
     )
     if checkpoint is not None:
-        trainer.open(Checkpoints(checkpoint, keep=keep), resume=resume, every=checkpoint_every)
-    elif resume:
-        raise ValueError("fit: resume=True needs checkpoint=, the directory of the run to go on with")
+        trainer.open(resume=resume, every=checkpoint_every)
     if init_from is not None and trainer.state.iteration == 0:
         start_from(model, init_from)
-    return trainer.run(Progress("training", progress))
+    return trainer.run(Progress("training", progress if world.rank == 0 else False))
 
 
 class Trainer:
@@ -160,6 +197,9 @@ class Trainer:
         recipe: Recipe,
         task: Task,
         *,
+        devices: Sequence[str],
+        world: World,
+        checkpoints: Checkpoints | None = None,
         callbacks: Sequence[Callback] = (),
         threads: int | None = None,
         strict: bool | None = None,
@@ -171,18 +211,17 @@ class Trainer:
             self.data, self.held_out = split(train_data, recipe.holdout, recipe.seed)
         self._check()
         self.loader = Loader(self.data, recipe.batch, workers=threads, strict=strict)
+        self.told = 0  # broken images that the other processes know of
         self.state = State()
         self.history = History()
         self.layers = learning_layers(model, recipe)
-        self.micro = recipe.micro_batch or micro_batch(model, recipe.batch, self.layers)
-        self.checkpoints: Checkpoints | None = None
+        self.world = world
+        self.checkpoints = checkpoints
         self.checkpoint_every: int | None = None
-        device, learnt = (
-            model.device,
-            [f"{layer}.{kind}" for layer in self.layers for kind in ("weight", "bias")],
-        )
-        self.grads = {n: _C.empty(model.parameters[n].shape, device=device) for n in learnt}
-        self.velocities = {n: _C.zeros(model.parameters[n].shape, device=device) for n in learnt}
+        self.writer: Writer | None = None  # of rank 0, while the run goes on
+        self.micro = self._micro_batch(devices)
+        self.replicas = Replicas(model, devices, self.layers, world)
+        self.last: _C.Tensor | None = None  # the input of the last images
         self.stuck = advice.Stuck(task.guessing(model), recipe.stuck_iterations)
 
     def _check(self) -> None:
@@ -213,29 +252,52 @@ class Trainer:
                 "fit: nothing would end this run: give recipe.epochs or iterations, or hold images out"
             )
 
+    def _micro_batch(self, devices: Sequence[str]) -> int:
+        if self.recipe.micro_batch is not None:
+            return self.recipe.micro_batch
+        part = len(share(self.recipe.batch, 0, self.world.size * len(devices)))  # the largest
+        on_cpu = self.model.device.startswith("cpu")
+        reserved = 0
+        if on_cpu and self.checkpoints is not None:
+            reserved = saved.tensor_bytes(self.model, self.layers)
+        replicas = len(devices) if on_cpu else 1
+        micro = micro_batch(self.model, part, self.layers, replicas=replicas, reserved=reserved)
+        return int(min(self.world.gather(micro)))
+
     # ---- checkpoints
 
-    def open(self, checkpoints: Checkpoints, *, resume: bool, every: int | None) -> None:
-        """Use a directory: a new one, or go on with the run in it."""
+    def open(self, *, resume: bool, every: int | None) -> None:
+        """Use the directory: a new one, or go on with the run in it."""
         if every is not None and every < 1:
             raise ValueError(f"fit: checkpoint_every is {every}; expected at least 1")
-        self.checkpoints, self.checkpoint_every = checkpoints, every
-        if not resume:
-            if checkpoints.paths():
+        assert self.checkpoints is not None
+        directory, self.checkpoint_every = self.checkpoints.directory, every
+        found = None
+        if self.world.rank == 0:
+            if not resume and self.checkpoints.paths():
                 raise ValueError(
-                    f"fit: {checkpoints.directory} holds the checkpoints of a run; pass resume=True to go on "
+                    f"fit: {directory} holds the checkpoints of a run; pass resume=True to go on "
                     "with it, or another directory"
                 )
+            if resume:
+                velocities = self.replicas.first.velocities
+                found = saved.restore(self.checkpoints, self.model, velocities, self._run())
+        run = self.world.gather(None if found is None else found[1])[0]  # as rank 0 has it
+        if run is not None:
+            self.state = State(**run["state"])
+            self.history = History([Row(**row) for row in run["rows"]], run["stopped_by"])
+            self.micro = run["micro_batch"]
+        if not resume or self.world.rank > 0:
             return
-        found = saved.restore(checkpoints, self.model, self.velocities, self._run())
         if found is None:
-            log.info("no checkpoint in %s: starting from the beginning", checkpoints.directory)
+            log.info("no checkpoint in %s: starting from the beginning", directory)
             return
-        path, run = found
-        self.state = State(**run["state"])
-        self.history = History([Row(**row) for row in run["rows"]], run["stopped_by"])
-        self.micro = run["micro_batch"]
+        path, before, now = found[0], run.get("devices", 1), self.replicas.count
         log.info("resumed from %s: epoch %d, iteration %d", path, self.state.epoch, self.state.iteration)
+        if before != now:
+            log.info(
+                "it was trained on %d devices, now on %d: equal to rounding, not bit for bit", before, now
+            )
 
     def _run(self) -> dict[str, Any]:
         """All of a checkpoint but weights and velocities."""
@@ -252,27 +314,44 @@ class Trainer:
             "rows": [asdict(row) for row in self.history.rows],
             "stopped_by": self.history.stopped_by,
             "micro_batch": self.micro,
+            "devices": self.replicas.count,
         }
 
-    def _save(self) -> Path | None:
-        if self.checkpoints is None:
-            return None
-        self.history.write(self.checkpoints.directory)
-        return saved.write(self.checkpoints, self.state.iteration, self.model, self.velocities, self._run())
+    def _save(self) -> None:
+        """Begin to write a checkpoint, in rank 0."""
+        if self.writer is None:
+            return
+        velocities = self.replicas.first.velocities
+        history = History(list(self.history.rows), self.history.stopped_by)
+        about = saved.metadata(self.model, self._run())
+        self.writer.save(self.state.iteration, self.model.parameters, velocities, about, history)
+
+    def _written(self) -> Path | None:
+        """Wait for the checkpoint that is being written; the last one."""
+        with self.interrupts.held():
+            return None if self.writer is None else self.writer.wait()
 
     # ---- the run
 
     def run(self, progress: Progress) -> History:
         """Train until a limit, or the last plateau."""
         self.progress = progress
-        with Interrupts(terminate=self.checkpoints is not None) as interrupts, progress:
-            self.interrupts = interrupts
+        with contextlib.ExitStack() as stack:
+            self.interrupts = stack.enter_context(Interrupts(terminate=self.checkpoints is not None))
+            stack.enter_context(progress)
+            if self.checkpoints is not None and self.world.rank == 0:
+                self.writer = stack.enter_context(Writer(self.checkpoints))
+            stack.enter_context(self.replicas)
             try:
-                self._prepare()
-                while self._limit() is None or self._unrecorded():
-                    self._epoch()
+                with self.interrupts.held(
+                    self.world.size > 1
+                ):  # all processes stop after the same update, see _together
+                    self._prepare()
+                    while self._limit() is None or self._unrecorded():
+                        self._epoch()
+                    self._written()
             except (KeyboardInterrupt, SystemExit):
-                with interrupts.held():
+                with self.interrupts.held():
                     self._interrupted()
                 raise
         return self.history
@@ -294,9 +373,14 @@ class Trainer:
 
     def _prepare(self) -> None:
         model, recipe, size = self.model, self.recipe, self.model.input_size
-        if recipe.rgb_shift is not None and model.preprocessing.covariance is None:
-            self.progress.note("computing the covariance of the channels over the training images")
-            model.preprocessing = replace(model.preprocessing, covariance=self._covariance())
+        self._check_processes()
+        if recipe.rgb_shift is not None:
+            covariance = model.preprocessing.covariance
+            if covariance is None and self.world.rank == 0:
+                self.progress.note("computing the covariance of the channels over the training images")
+                covariance = self._covariance()
+            covariance = tuple(map(tuple, self.world.gather(covariance)[0]))
+            model.preprocessing = replace(model.preprocessing, covariance=covariance)
         self.augmentation = Augmentation(
             size, recipe.scale, recipe.mirror, recipe.rgb_shift, model.preprocessing.covariance, recipe.seed
         )
@@ -305,7 +389,19 @@ class Trainer:
                 # a limit was raised; the row of an unfinished epoch is made anew
                 self.history.stopped_by = None
                 del self.history.rows[self.state.epoch :]
-            self.x = _C.empty((self.micro, size, size, model.in_channels), device=model.device)
+            self.replicas.start((self.micro, size, size, model.in_channels))
+
+    def _check_processes(self) -> None:
+        """All were given the same training."""
+        facts = ("recipe", "task", "data")
+        own = {name: value for name, value in self._run().items() if name in facts}
+        for rank, theirs in enumerate(self.world.gather(own)):
+            for name in facts:
+                if json.dumps(theirs[name]) != json.dumps(own[name]):
+                    raise ValueError(
+                        f"fit: {name} is {own[name]} in process {self.world.rank}, {theirs[name]} in process {rank}; expected "
+                        "the same arguments in all"
+                    )
 
     def _covariance(self) -> tuple[tuple[float, ...], ...]:
         batches = self.loader.batches(transform=self._checked)
@@ -330,6 +426,7 @@ class Trainer:
         state = self.state
         complete = state.step == len(self.loader)
         lr = self.lr
+        self.replicas.check(state.iteration)
         measure = None
         if self.held_out is not None:
             measure = self.task.measure(self.model, self.held_out, self.recipe, self.micro)
@@ -361,48 +458,93 @@ class Trainer:
             return self._checked(image, i)
 
         done = state.step * recipe.batch
-        batches = self.loader.batches(order[done:], read=rescaled)
+        part = (self.world.rank, self.world.size)
+        batches = self.loader.batches(order[done:], read=rescaled, part=part)
         self.progress.start(self._epoch_name(state.epoch + 1), state.seen, n)
-        start = time.perf_counter()
-        with contextlib.closing(batches):
+        self.clock = time.perf_counter()
+        with contextlib.closing(batches), self.replicas.sharing_threads():
             for images, pixels, _ in batches:
-                loss, wrong = self._gradients(images, pixels, original[images])
-                with self.interrupts.held():  # weights and counters change together, or not at all
-                    self._update()
-                    state.step = int(place[images[0]]) // recipe.batch + 1
-                    state.iteration += 1
-                    state.loss += loss * len(images)
-                    state.wrong += wrong
-                    state.seen += len(images)
-                    now = time.perf_counter()
-                    state.seconds += now - start
-                    start = now
-                self._after_update(loss, wrong, len(images))
+                first = state.step * recipe.batch
+                parts = self._split(place[images] - first, min(recipe.batch, n - first))
+                self._step([Part(images[p], pixels[p], original[images[p]]) for p in parts])
                 if self._limit() is not None:
                     break
-            else:
-                state.step = len(self.loader)  # batches without one readable image are left out
         self.progress.stop()
 
-    def _gradients(
-        self,
-        images: npt.NDArray[np.int64],
-        pixels: list[npt.NDArray[np.uint8]],
-        original: npt.NDArray[np.int64],
-    ) -> tuple[float, float]:
-        """Gradients of the batch, the sum of its micro-batches', into `self.grads`; loss and errors.
+    def _split(self, positions: npt.NDArray[np.int64], listed: int) -> list[slice]:
+        """Which of the images that were read go to each replica of this process, given their positions in a batch of so many: a
+        broken image makes a part smaller and moves nothing else."""
+        own = len(self.replicas.local)
+        ends = np.searchsorted(positions, [share(listed, r, own).stop for r in range(own)])
+        return [slice(start, stop) for start, stop in itertools.pairwise([0, *ends.tolist()])]
 
-        `pixels` are rescaled, `original` are heights and widths before that, (N, 2).
-        """
-        model, task, epoch, count = self.model, self.task, self.state.epoch, len(images)
+    def _step(self, parts: Sequence[Part]) -> None:
+        """One update; `parts` are the images of each replica of this process."""
+        state, counts = self.state, self._counts(parts)
+        total = sum(counts)
+        if total == 0:
+            state.step += 1
+            return
+        number = self.replicas.first.number
+
+        def gradients(replica: Replica, ready: Ready | None) -> tuple[float, float]:
+            return self._gradients(replica, parts[replica.number - number], ready)
+
+        with self.interrupts.held(self.replicas.count > 1):
+            results = self.replicas.gradients(counts, gradients)
+            with self.interrupts.held():  # weights and counters change together, or not at all
+                self.replicas.update(self._descend)
+                loss, wrong, stop = self._together(results, counts)
+                state.step += 1
+                state.iteration += 1
+                state.loss += loss * total
+                state.wrong += wrong
+                state.seen += total
+                now = time.perf_counter()
+                state.seconds += now - self.clock
+                self.clock = now
+        if stop:
+            self.interrupts.stop(stop)
+        self._after_update(loss, wrong, total)
+
+    def _counts(self, parts: Sequence[Part]) -> list[int]:
+        """Images of every replica of every process; and they tell each other which are broken."""
+        own = [len(part.images) for part in parts]
+        if self.world.size == 1:
+            return own
+        broken = self.loader.broken[self.told :]
+        told = self.world.gather({"counts": own, "broken": [asdict(b) for b in broken]})
+        self.loader.note_broken(Broken(**b) for theirs in told for b in theirs["broken"])
+        self.told = len(self.loader.broken)
+        return [count for theirs in told for count in theirs["counts"]]
+
+    def _together(
+        self, results: Sequence[tuple[float, float] | None], counts: Sequence[int]
+    ) -> tuple[float, float, int]:
+        """The mean loss, the sum of errors, and the signal after which all stop, of all replicas and processes."""
+        if self.replicas.count == 1:
+            assert results[0] is not None
+            return *results[0], 0
+        own = [(0.0, 0.0) if result is None else result for result in results]
+        waiting = self.interrupts.waiting if self.world.size > 1 else 0
+        told = self.world.gather({"results": own, "stop": waiting})
+        pairs = [pair for theirs in told for pair in theirs["results"]]
+        loss = sum(count * pair[0] for count, pair in zip(counts, pairs, strict=True)) / sum(counts)
+        return loss, sum(pair[1] for pair in pairs), max(theirs["stop"] for theirs in told)
+
+    def _gradients(self, replica: Replica, part: Part, ready: Ready | None) -> tuple[float, float]:
+        """Gradients of a part, the sum of its micro-batches', into ``replica.grads``; its mean loss, and its sum of errors."""
+        model, task, epoch, count = replica.model, self.task, self.state.epoch, len(part.images)
+        assert replica.x is not None
         total, wrong = 0.0, 0.0
         for start in range(0, count, self.micro):
-            part = slice(start, min(start + self.micro, count))
-            ids = images[part]
-            x = self.x.view(0, (len(ids), *self.x.shape[1:]), "float32")
-            geometry = self.augmentation.geometry(epoch, ids, original[part], pixels[part])
-            self.augmentation.batch(pixels[part], epoch, ids, model.preprocessing.mean, out=x)
-            self.last = x
+            stop = min(start + self.micro, count)
+            ids, pixels = part.images[start:stop], part.pixels[start:stop]
+            x = replica.x.view(0, (len(ids), *replica.x.shape[1:]), "float32")
+            geometry = self.augmentation.geometry(epoch, ids, part.original[start:stop], pixels)
+            self.augmentation.batch(pixels, epoch, ids, model.preprocessing.mean, out=x)
+            if replica is self.replicas.first:
+                self.last = x
             run = model.run(x, training=True, rng=rng.Rng(self.recipe.seed, rng.rows_of(epoch, ids)))
             loss = task.loss(run.logits, task.targets(self.data, geometry), count)
             total += float(loss.value)
@@ -412,11 +554,18 @@ class Trainer:
                 raise FloatingPointError(
                     advice.diverged(total, state.iteration + 1, state.epoch + 1, self.lr)
                 )
-            run.backward({"fc8": loss.gradient}, weights=self.layers, grads=self.grads, accumulate=start > 0)
+            run.backward(
+                {"fc8": loss.gradient},
+                weights=self.layers,
+                grads=replica.grads,
+                accumulate=start > 0,
+                ready=ready if stop == count else None,  # only the last micro-batch makes them final
+            )
             del run, loss  # the run's maps, before the next run makes its own
         return total, wrong
 
-    def _update(self) -> None:
+    def _descend(self, replica: Replica, names: Sequence[str]) -> None:
+        """Update the parameters of these names."""
         recipe = self.recipe
         decay = recipe.weight_decay if recipe.bias_weight_decay is None else recipe.bias_weight_decay
         for kind, lr, weight_decay in (
@@ -424,10 +573,11 @@ class Trainer:
             ("bias", self.lr * recipe.bias_lr_multiplier, decay),
         ):
             for multiplier in sorted(set(self.layers.values())):
-                names = [f"{layer}.{kind}" for layer, value in self.layers.items() if value == multiplier]
-                tensors = (self.model.parameters, self.grads, self.velocities)
-                p, g, v = ([t[name] for name in names] for t in tensors)
-                ops.sgd_(p, g, v, multiplier * lr, recipe.momentum, weight_decay)
+                own = {f"{layer}.{kind}" for layer, value in self.layers.items() if value == multiplier}
+                tensors = (replica.model.parameters, replica.grads, replica.velocities)
+                p, g, v = ([t[name] for name in names if name in own] for t in tensors)
+                if p:
+                    ops.sgd_(p, g, v, multiplier * lr, recipe.momentum, weight_decay)
 
     def _after_update(self, loss: float, wrong: float, count: int) -> None:
         state = self.state
@@ -436,12 +586,16 @@ class Trainer:
             len(self.data),
             f"loss {state.loss / state.seen:.3f}, error {100.0 * state.wrong / state.seen:.1f} %, lr {self.lr:g}",
         )
-        if self.stuck.add(loss):
+        if self.stuck.add(loss) and self.world.rank == 0 and self.last is not None:
             iterations = self.recipe.stuck_iterations
             self.progress.warn(advice.stuck(self.model, self.last, iterations, state.iteration, self.lr))
+        if self.writer is not None:
+            self.writer.look()
         if self.checkpoint_every is not None and state.iteration % self.checkpoint_every == 0:
             with self.interrupts.held():
                 self._save()
+        if state.iteration % CHECK_EVERY == 0:
+            self.replicas.check(state.iteration)
         for callback in self.callbacks:
             callback.on_iteration(self.model, state.iteration, loss, 100.0 * wrong / count)
 
@@ -463,7 +617,8 @@ class Trainer:
 
     def _interrupted(self) -> None:
         where = f"interrupted in epoch {self.state.epoch + 1}, after iteration {self.state.iteration}"
-        path = self._save()
+        self._save()
+        path = self._written()
         if path is None:
             self.progress.note(
                 f"{where}; nothing was saved: give checkpoint= a directory to be able to go on"
