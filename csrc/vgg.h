@@ -243,13 +243,18 @@ enum vgg_status vgg_dropout_check(struct vgg_dropout *s, const struct vgg_array 
 struct vgg_sgd {
     float lr, momentum, weight_decay;
 };
+enum vgg_status vgg_sgd_check(const struct vgg_sgd *s, struct vgg_error *error); /* all are finite */
+
+/* ------------------------------------------------------------------------------------------------ the mean of gradients
+ *
+ * (paper, section 3.3) grad[d][j] = sum over d' of weight[d'] grad[d'][j] / sum of weights, summed in device order in float64
+ */
+enum vgg_status vgg_average_check(const double *weight, size_t devices, struct vgg_error *error); /* >= 0, a finite sum > 0 */
 
 /* ------------------------------------------------------------------------------------------------ augmentation
  *
  * (paper, section 3.1) image[i], uint8 (height, width, c), to x[i][h][w][c], float32 (size, size):
  *   x[i][h][w][ch] = image[top + h][left + (mirror ? size - 1 - w : w)][ch] + (shift[ch] - mean[ch])
- *
- * A crop that does not lie inside its image is VGG_INVALID_ARGUMENT; nothing is written then.
  */
 struct vgg_crop {
     const uint8_t *image; /* host memory, C-contiguous (height, width, c) */
@@ -259,9 +264,10 @@ struct vgg_crop {
     float shift[4]; /* added to each channel */
 };
 struct vgg_augment {
-    size_t n, size, c; /* c 1..4 */
+    size_t n, size, c; /* size >= 1, c 1..4 */
     float mean[4];
 };
+enum vgg_status vgg_augment_check(const struct vgg_augment *s, const struct vgg_crop *crops, struct vgg_error *error);
 
 /* ------------------------------------------------------------------------------------------------ unfold
  *
@@ -363,8 +369,7 @@ struct vgg_backend {
     enum vgg_status (*sgd)(struct vgg_context *ctx, float *const *param, float *const *velocity, const float *const *grad,
                            const size_t *sizes, size_t count, const struct vgg_sgd *s);
 
-    /* grad[d][j] = sum over d' of weight[d'] grad[d'][j] / sum of weights, summed in device order in float64, on every one
-     * of the `devices` contexts (all of this backend). */
+    /* On every one of the `devices` contexts, all of this backend. */
     enum vgg_status (*average)(struct vgg_context *const *ctx, float *const *grad, const double *weight, size_t devices,
                                size_t size);
 

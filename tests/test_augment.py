@@ -71,12 +71,13 @@ def test_threads_give_equal_bits(rng, threads):
 @pytest.mark.parametrize(
     "images, crops, size, mean, shift, words",
     [
-        ([(5, 5, 3)], [[2, 0, 0]], 4, RGB, None, ["augment", "crop of images[0]", "5 x 5"]),
-        ([(5, 5, 3)], [[0, 2, 0]], 4, RGB, None, ["crop of images[0]"]),
-        ([(5, 5, 3)], [[-1, 0, 0]], 4, RGB, None, ["crop of images[0]", "-1"]),
+        ([(5, 5, 3)], [[2, 0, 0]], 4, RGB, None, ["augment", "crops[0]", "(2, 0)", "images[0]", "5 by 5"]),
+        ([(5, 5, 3)], [[0, 2, 0]], 4, RGB, None, ["crops[0]", "(0, 2)"]),
+        ([(5, 5, 3)], [[-1, 0, 0]], 4, RGB, None, ["crops[0]", "(-1, 0)"]),
         ([(5, 5, 3)], [[0, 0, 2]], 4, RGB, None, ["crops", "2"]),
-        ([(5, 5, 3)], [[1 << 62, 0, 0]], 4, RGB, None, ["crop of images[0]"]),
-        ([(5, 5, 3)], [[0, 0, 0]], 6, RGB, None, ["5"]),
+        ([(5, 5, 3)], [[1 << 62, 0, 0]], 4, RGB, None, ["crops[0]", f"({1 << 62}, 0)"]),
+        ([(5, 5, 3)], [[0, 0, 0]], 6, RGB, None, ["5 by 5"]),
+        ([(9, 9, 3), (5, 9, 3)], [[2, 2, 0]] * 2, 4, RGB, None, ["crops[1]", "images[1]", "5 by 9"]),
         ([(5, 5, 3)], [[0, 0, 0]], 0, RGB, None, ["size", "0"]),
         ([(5, 5, 3)], [[0, 0, 0], [0, 0, 0]], 4, RGB, None, ["crops", "(2, 3)"]),
         ([(5, 5, 3), (5, 5, 1)], [[0, 0, 0]] * 2, 4, RGB, None, ["images[1]", "1 channels", "3"]),

@@ -1,5 +1,7 @@
 """SGD's step (Caffe's rule) and the average over devices against the float64 reference."""
 
+import math
+
 import numpy as np
 import pytest
 from vggnet import _C
@@ -71,6 +73,9 @@ def test_sgd_errors():
         (lambda: ops.sgd_(a, a, b, 0.1), ValueError, ["velocity", "(4,)"]),
         (lambda: ops.sgd_([a, b], [a], [a, b], 0.1), ValueError, ["grad", "2", "1"]),
         (lambda: ops.sgd_(np.zeros(3, np.float32), a, a, 0.1), TypeError, ["param"]),
+        (lambda: ops.sgd_([], [], [], math.nan), ValueError, ["sgd_", "lr is nan"]),
+        (lambda: ops.sgd_(a, a, a, 0.1, math.inf), ValueError, ["momentum is inf"]),
+        (lambda: ops.sgd_(a, a, a, 0.1, 0.9, -math.inf), ValueError, ["weight_decay is -inf"]),
         (
             lambda: ops.sgd_(a, a, _C.zeros((3,), "int64"), 0.1),
             (ValueError, TypeError),
@@ -120,7 +125,17 @@ def test_average_errors():
         (lambda: ops.average_gradients_([[a], [b]]), ValueError, "(4,)"),
         (lambda: ops.average_gradients_([[a], [a, a]]), ValueError, "2"),
         (lambda: ops.average_gradients_([[a], [_C.zeros((3,))]], weights=[1.0]), ValueError, "weights"),
-        (lambda: ops.average_gradients_([[a], [_C.zeros((3,))]], weights=[1.0, -1.0]), ValueError, "weights"),
+        (
+            lambda: ops.average_gradients_([[a], [_C.zeros((3,))]], weights=[1.0, -1.0]),
+            ValueError,
+            "weights[1]",
+        ),
+        (
+            lambda: ops.average_gradients_([[a], [_C.zeros((3,))]], weights=[math.nan, 1.0]),
+            ValueError,
+            "weights[0]",
+        ),
+        (lambda: ops.average_gradients_([[a], [_C.zeros((3,))]], weights=[1e308] * 2), ValueError, "inf"),
         (lambda: ops.average_gradients_([[a], [_C.zeros((3,))]], weights=[0.0, 0.0]), ValueError, "weights"),
         (lambda: ops.average_gradients_([[np.zeros(3, np.float32)]]), TypeError, "Tensor"),
     ]:

@@ -2,20 +2,9 @@
 #include "host.h"
 #include "layers.h"
 
-#include <math.h>
-
 enum vgg_status vgg_cuda_sgd(struct vgg_context *ctx, float *const *param, float *const *velocity, const float *const *grad,
                              const size_t *sizes, size_t count, const struct vgg_sgd *s)
 {
-    const struct {
-        const char *name;
-        float value;
-    } options[] = {{"lr", s->lr}, {"momentum", s->momentum}, {"weight_decay", s->weight_decay}};
-    for (size_t i = 0; i < sizeof options / sizeof *options; i++)
-        if (!isfinite(options[i].value))
-            return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT,
-                            "sgd: %s is %g; expected a finite number because every parameter takes it over", options[i].name,
-                            (double)options[i].value);
     cudaStream_t stream;
     CUDA_PASS(vgg_cuda_enter(ctx, &stream));
     for (size_t first = 0; first < count; first += VGG_CUDA_SGD_TENSORS) {
@@ -59,20 +48,10 @@ static enum vgg_status average_through_first(struct vgg_context *const *ctx, flo
 enum vgg_status vgg_cuda_average(struct vgg_context *const *ctx, float *const *grad, const double *weight, size_t devices,
                                  size_t size)
 {
-    if (devices == 0) /* no context, so no place for a message */
-        return VGG_INVALID_ARGUMENT;
     struct vgg_context *first = ctx[0];
     double total = 0;
-    for (size_t d = 0; d < devices; d++) {
-        if (!isfinite(weight[d]) || weight[d] < 0)
-            return vgg_fail(first->error, VGG_INVALID_ARGUMENT, "average_gradients: weight %zu is %g; expected a number >= 0",
-                            d, weight[d]);
+    for (size_t d = 0; d < devices; d++)
         total += weight[d];
-    }
-    if (!(isfinite(total) && total > 0))
-        return vgg_fail(first->error, VGG_INVALID_ARGUMENT,
-                        "average_gradients: the weights sum to %g; expected a finite sum > 0 because the mean divides by it",
-                        total);
     if (devices > VGG_CUDA_MAX_DEVICES)
         return vgg_fail(first->error, VGG_UNSUPPORTED, "average_gradients: %zu devices; expected at most %d", devices,
                         VGG_CUDA_MAX_DEVICES);
@@ -118,19 +97,6 @@ static enum vgg_status augment_some(struct vgg_context *ctx, float *x, const str
 
 enum vgg_status vgg_cuda_augment(struct vgg_context *ctx, float *x, const struct vgg_crop *crops, const struct vgg_augment *s)
 {
-    if (s->c < 1 || s->c > 4)
-        return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "augment: images have %zu channels; expected 1 to 4", s->c);
-    if (s->size == 0)
-        return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "augment: size is 0; expected at least 1");
-    for (size_t i = 0; i < s->n; i++) {
-        const struct vgg_crop *crop = &crops[i];
-        if (crop->height < s->size || crop->top > crop->height - s->size || crop->width < s->size ||
-            crop->left > crop->width - s->size)
-            return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT,
-                            "augment: crop %zu begins at (%zu, %zu); expected its %zu rows and columns to lie inside its image "
-                            "because image %zu is %zu by %zu",
-                            i, crop->top, crop->left, s->size, i, crop->height, crop->width);
-    }
     size_t image_bytes = s->size * s->size * s->c;
     for (size_t first = 0; first < s->n; first += IMAGES) {
         struct vgg_augment some = *s;

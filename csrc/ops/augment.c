@@ -1,6 +1,24 @@
 /* ops/augment.c: crop, mirror, RGB shift and mean subtraction, from uint8 to float32 (paper, section 3.1). Contract: vgg.h. */
 #include "cpu.h"
 
+enum vgg_status vgg_augment_check(const struct vgg_augment *s, const struct vgg_crop *crops, struct vgg_error *error)
+{
+    if (s->c < 1 || s->c > 4)
+        return vgg_fail(error, VGG_INVALID_ARGUMENT, "augment: images have %zu channels; expected 1 to 4", s->c);
+    if (s->size == 0)
+        return vgg_fail(error, VGG_INVALID_ARGUMENT, "augment: size is 0; expected at least 1");
+    for (size_t i = 0; i < s->n; i++) {
+        const struct vgg_crop *crop = &crops[i];
+        if (crop->height < s->size || crop->top > crop->height - s->size || crop->width < s->size ||
+            crop->left > crop->width - s->size)
+            return vgg_fail(error, VGG_INVALID_ARGUMENT,
+                            "augment: crops[%zu] begins at (%zu, %zu); expected its %zu rows and columns to lie inside "
+                            "images[%zu], which is %zu by %zu",
+                            i, crop->top, crop->left, s->size, i, crop->height, crop->width);
+    }
+    return VGG_OK;
+}
+
 struct augmentation {
     float *x;
     const struct vgg_crop *crops;
@@ -35,19 +53,6 @@ static void augment_task(void *argument, size_t task, int thread)
 
 enum vgg_status vgg_cpu_augment(struct vgg_context *ctx, float *x, const struct vgg_crop *crops, const struct vgg_augment *s)
 {
-    if (s->c < 1 || s->c > 4)
-        return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "augment: images have %zu channels; expected 1 to 4", s->c);
-    if (s->size == 0)
-        return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "augment: size is 0; expected at least 1");
-    for (size_t i = 0; i < s->n; i++) {
-        const struct vgg_crop *crop = &crops[i];
-        if (crop->height < s->size || crop->top > crop->height - s->size || crop->width < s->size ||
-            crop->left > crop->width - s->size)
-            return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT,
-                            "augment: crop %zu begins at (%zu, %zu); expected its %zu rows and columns to lie inside its image "
-                            "because image %zu is %zu by %zu",
-                            i, crop->top, crop->left, s->size, i, crop->height, crop->width);
-    }
     struct augmentation a = {x, crops, s};
     vgg_parallel_for(ctx->device, vgg_cpu_threads(ctx, s->n * s->size * s->size * s->c * sizeof(float)), s->n, augment_task,
                      &a);

@@ -3,6 +3,22 @@
 
 #include <math.h>
 
+enum vgg_status vgg_average_check(const double *weight, size_t devices, struct vgg_error *error)
+{
+    double total = 0;
+    for (size_t d = 0; d < devices; d++) {
+        if (!(weight[d] >= 0)) /* also NaN */
+            return vgg_fail(error, VGG_INVALID_ARGUMENT, "average_gradients_: weights[%zu] is %g; expected a number >= 0", d,
+                            weight[d]);
+        total += weight[d];
+    }
+    if (!(isfinite(total) && total > 0))
+        return vgg_fail(error, VGG_INVALID_ARGUMENT,
+                        "average_gradients_: weights sum to %g; expected a finite sum > 0 because the mean divides by it",
+                        total);
+    return VGG_OK;
+}
+
 enum { CHUNK = 1 << 10 }; /* elements a task, summed in float64 on the stack */
 
 struct averaging {
@@ -34,19 +50,9 @@ static void average_task(void *argument, size_t task, int thread)
 enum vgg_status vgg_cpu_average(struct vgg_context *const *ctx, float *const *grad, const double *weight, size_t devices,
                                 size_t size)
 {
-    if (devices == 0) /* no context, so no place for a message */
-        return VGG_INVALID_ARGUMENT;
     struct averaging a = {.grad = grad, .weight = weight, .devices = devices, .size = size};
-    for (size_t d = 0; d < devices; d++) {
-        if (!isfinite(weight[d]) || weight[d] < 0)
-            return vgg_fail(ctx[0]->error, VGG_INVALID_ARGUMENT, "average_gradients: weight %zu is %g; expected a number >= 0",
-                            d, weight[d]);
+    for (size_t d = 0; d < devices; d++)
         a.total += weight[d];
-    }
-    if (!(isfinite(a.total) && a.total > 0))
-        return vgg_fail(ctx[0]->error, VGG_INVALID_ARGUMENT,
-                        "average_gradients: the weights sum to %g; expected a finite sum > 0 because the mean divides by it",
-                        a.total);
     vgg_parallel_for(ctx[0]->device, vgg_cpu_threads(ctx[0], devices * size * sizeof(float)), vgg_ceil_div(size, CHUNK),
                      average_task, &a);
     return VGG_OK;

@@ -3,6 +3,20 @@
 
 #include <math.h>
 
+enum vgg_status vgg_sgd_check(const struct vgg_sgd *s, struct vgg_error *error)
+{
+    const struct {
+        const char *name;
+        float value;
+    } options[] = {{"lr", s->lr}, {"momentum", s->momentum}, {"weight_decay", s->weight_decay}};
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++)
+        if (!isfinite(options[i].value))
+            return vgg_fail(error, VGG_INVALID_ARGUMENT,
+                            "sgd_: %s is %g; expected a finite number because every parameter takes it over", options[i].name,
+                            (double)options[i].value);
+    return VGG_OK;
+}
+
 enum { CHUNK = 1 << 13 }; /* parameters a task: three streams of it stay in L2 */
 
 struct descent {
@@ -33,15 +47,6 @@ static void sgd_task(void *argument, size_t task, int thread)
 enum vgg_status vgg_cpu_sgd(struct vgg_context *ctx, float *const *param, float *const *velocity, const float *const *grad,
                             const size_t *sizes, size_t count, const struct vgg_sgd *s)
 {
-    const struct {
-        const char *name;
-        float value;
-    } options[] = {{"lr", s->lr}, {"momentum", s->momentum}, {"weight_decay", s->weight_decay}};
-    for (size_t i = 0; i < sizeof options / sizeof *options; i++)
-        if (!isfinite(options[i].value))
-            return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT,
-                            "sgd: %s is %g; expected a finite number because every parameter takes it over", options[i].name,
-                            (double)options[i].value);
     size_t tasks = 0, total = 0;
     for (size_t t = 0; t < count; t++) {
         tasks += vgg_ceil_div(sizes[t], CHUNK);

@@ -82,15 +82,12 @@ static bool take_crops(const struct vgg_state *state, PyObject *images, PyObject
             break;
         }
         const npy_int64 *place = (const npy_int64 *)PyArray_DATA(places) + 3 * i;
-        size_t height = a.shape[0], width = a.shape[1];
         if (a.shape[2] != s->c) {
             PyErr_Format(PyExc_ValueError, "augment: %s has %zu channels; expected %zu, as mean has", name, a.shape[2], s->c);
             valid = false;
-        } else if (s->size > height || s->size > width || place[0] < 0 || place[1] < 0 ||
-                   (uint64_t)place[0] > height - s->size || (uint64_t)place[1] > width - s->size) {
-            PyErr_Format(PyExc_ValueError,
-                         "augment: the crop of %s at (%lld, %lld), size %zu, does not lie inside the image's %zu x %zu pixels",
-                         name, (long long)place[0], (long long)place[1], s->size, height, width);
+        } else if (place[0] < 0 || place[1] < 0) {
+            PyErr_Format(PyExc_ValueError, "augment: crops[%zu] begins at (%lld, %lld); expected to lie inside the image", i,
+                         (long long)place[0], (long long)place[1]);
             valid = false;
         } else if (place[2] != 0 && place[2] != 1) {
             PyErr_Format(PyExc_ValueError, "augment: crops[%zu] has mirror %lld; expected 0 or 1", i, (long long)place[2]);
@@ -98,8 +95,8 @@ static bool take_crops(const struct vgg_state *state, PyObject *images, PyObject
         } else {
             crops[i] = (struct vgg_crop){
                 .image = a.data,
-                .height = height,
-                .width = width,
+                .height = a.shape[0],
+                .width = a.shape[1],
                 .top = (size_t)place[0],
                 .left = (size_t)place[1],
                 .mirror = place[2] == 1,
@@ -134,9 +131,9 @@ static PyObject *py_augment(PyObject *module, PyObject *args, PyObject *kwargs)
     Py_ssize_t channels = PySequence_Size(mean);
     if (channels < 0)
         return NULL;
-    if (channels < 1 || channels > 4 || size == 0)
-        return PyErr_Format(PyExc_ValueError, "augment: mean has %zd numbers and size is %zd; expected 1..4, and 1 or more",
-                            channels, (Py_ssize_t)size);
+    if (channels < 1 || channels > 4)
+        return PyErr_Format(PyExc_ValueError, "augment: mean has %zd numbers; expected 1 to 4, as images have channels",
+                            channels);
     images = PySequence_Tuple(images_object);
     keep = PyList_New(0);
     if (!images || !keep)
@@ -152,7 +149,8 @@ static PyObject *py_augment(PyObject *module, PyObject *args, PyObject *kwargs)
     if (call_begin(&c, module, "augment", NULL, 0)) {
         c.device = device;
         c.context = vggpy_context(device, &c.error);
-        if (call_output(&c, out, "out", VGG_FLOAT32, 4, (size_t[]){s.n, s.size, s.size, s.c}, -1))
+        if (call_check(&c, vgg_augment_check(&s, crops, &c.error)) &&
+            call_output(&c, out, "out", VGG_FLOAT32, 4, (size_t[]){s.n, s.size, s.size, s.c}, -1))
             CALL_RUN(&c, augment, c.outputs[0]->data, crops, &s);
     }
     result = call_end(&c);

@@ -109,18 +109,19 @@ static bool check_written(const char *op, const struct tensors *written, size_t 
 
 /* ------------------------------------------------------------------------------------------------ SGD */
 
-PyDoc_STRVAR(sgd_doc, "sgd_(param, grad, velocity, lr, momentum=0.9, weight_decay=0.0005)\n--\n\n"
-                      "One step of stochastic gradient descent: v = momentum v + lr (g + weight_decay p); p -= v.\n\n"
-                      "Parameters\n----------\n"
-                      "param, grad, velocity : float32 Tensor, or sequences of as many Tensors\n"
-                      "    Of equal shapes, on one device. param and velocity are written.\n"
-                      "lr, momentum, weight_decay : float\n\n"
-                      "Raises\n------\n"
-                      "TypeError\n"
-                      "    If something is not a Tensor.\n"
-                      "ValueError\n"
-                      "    If lengths, shapes or devices differ, tensors overlap or are read-only.\n\n"
-                      "Source: paper, section 3.1; the rule is Caffe's, which the authors used.");
+PyDoc_STRVAR(sgd_doc,
+             "sgd_(param, grad, velocity, lr, momentum=0.9, weight_decay=0.0005)\n--\n\n"
+             "One step of stochastic gradient descent: v = momentum v + lr (g + weight_decay p); p -= v.\n\n"
+             "Parameters\n----------\n"
+             "param, grad, velocity : float32 Tensor, or sequences of as many Tensors\n"
+             "    Of equal shapes, on one device. param and velocity are written.\n"
+             "lr, momentum, weight_decay : float\n\n"
+             "Raises\n------\n"
+             "TypeError\n"
+             "    If something is not a Tensor.\n"
+             "ValueError\n"
+             "    If lengths, shapes or devices differ, tensors overlap or are read-only, or a number is not finite.\n\n"
+             "Source: paper, section 3.1; the rule is Caffe's, which the authors used.");
 
 static PyObject *py_sgd(PyObject *module, PyObject *args, PyObject *kwargs)
 {
@@ -135,6 +136,11 @@ static PyObject *py_sgd(PyObject *module, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOf|ff:sgd_", names, &param, &grad, &velocity, &s.lr, &s.momentum,
                                      &s.weight_decay))
         return NULL;
+    struct vgg_error error = {.status = VGG_OK};
+    if (vgg_sgd_check(&s, &error) != VGG_OK) {
+        vggpy_raise(state, &error);
+        return NULL;
+    }
     if (!take_tensors(&p, state, op, "param", param) || !take_tensors(&g, state, op, "grad", grad) ||
         !take_tensors(&v, state, op, "velocity", velocity))
         goto done;
@@ -175,7 +181,6 @@ static PyObject *py_sgd(PyObject *module, PyObject *args, PyObject *kwargs)
         pointers[2 * count + i] = tensor_at(&g, i)->data;
         sizes[i] = vggpy_tensor_bytes(tensor_at(&p, i)) / sizeof(float);
     }
-    struct vgg_error error = {.status = VGG_OK};
     struct vgg_context context = vggpy_context(tensor_at(&p, 0)->storage->device, &error);
     PyThreadState *thread = PyEval_SaveThread();
     enum vgg_status status = context.backend->sgd(&context, pointers, pointers + count,
@@ -219,32 +224,21 @@ PyDoc_STRVAR(average_gradients_doc,
              "Source: paper, section 3.3.");
 
 /* weight[devices], from Python or all 1. */
-static bool take_weights(PyObject *object, double *weight, size_t devices)
+static bool take_weights(const struct vgg_state *state, PyObject *object, double *weight, size_t devices)
 {
     PyObject *tuple = object == Py_None ? NULL : PySequence_Tuple(object);
-    double sum = 0;
-    bool valid = true;
-    if (object != Py_None && !tuple)
-        return false;
+    bool valid = object == Py_None || tuple;
     if (tuple && (size_t)PyTuple_Size(tuple) != devices) {
         PyErr_Format(PyExc_ValueError, "average_gradients_: %zd weights for %zu lists", PyTuple_Size(tuple), devices);
         valid = false;
     }
     for (size_t d = 0; valid && d < devices; d++) {
         weight[d] = tuple ? PyFloat_AsDouble(PyTuple_GetItem(tuple, (Py_ssize_t)d)) : 1.0;
-        sum += weight[d];
         valid = !PyErr_Occurred();
-        if (valid && !(weight[d] >= 0 && weight[d] <= 1e300)) { /* also NaN and infinity */
-            PyErr_Format(PyExc_ValueError, "average_gradients_: weights is %R; expected finite numbers, 0 or more", tuple);
-            valid = false;
-        }
-    }
-    if (valid && !(sum > 0)) {
-        PyErr_Format(PyExc_ValueError, "average_gradients_: weights is %R; expected a sum above 0", tuple ? tuple : Py_None);
-        valid = false;
     }
     Py_XDECREF(tuple);
-    return valid;
+    struct vgg_error error = {.status = VGG_OK};
+    return valid && (vgg_average_check(weight, devices, &error) == VGG_OK || vggpy_raise(state, &error));
 }
 
 static PyObject *py_average_gradients(PyObject *module, PyObject *args, PyObject *kwargs)
@@ -276,7 +270,7 @@ static PyObject *py_average_gradients(PyObject *module, PyObject *args, PyObject
         PyErr_NoMemory();
         goto done;
     }
-    if (!take_weights(weights, weight, devices))
+    if (!take_weights(state, weights, weight, devices))
         goto done;
     for (size_t d = 0; d < devices; d++) {
         if (!take_tensors(&lists[d], state, op, "lists_of_tensors", PyTuple_GetItem(outer, (Py_ssize_t)d)))
