@@ -46,11 +46,8 @@ WINDOW = 3
 NAPS = (1e-4, 2e-3)
 #: How long the others may need to notice that the run is over, in seconds.
 GRACE = 0.3
-WORDS, ROWS, FIRST = (
-    1,
-    2,
-    16,
-)  # tags: of `gather`, of `concatenate`, and from FIRST two for each of so many pieces in turn
+#: Tags: of `gather`, of `concatenate`, and from FIRST two for each of TAGS pieces in turn.
+WORDS, ROWS, FIRST = 1, 2, 16
 TAGS = 1 << 13
 BYE = "bye"  # what a rank that ends sends in place of a value
 
