@@ -4,7 +4,8 @@ Environment: CC picks the compiler (gcc or clang); VGGNET_WERROR=1 turns on ever
 VGGNET_SANITIZE=address,undefined builds with those sanitizers.
 VGGNET_CUDA=0 leaves the CUDA backend out, 1 insists on it, auto (the default) builds it if nvcc and the headers of cuBLAS and
 cuDNN are found: nvcc in CUDA_HOME, /usr/local/cuda or on the path; headers in CUDNN_HOME, CUBLAS_HOME, CUDA_HOME or the
-nvidia-* wheels of this environment. VGGNET_CUDA_ARCHS="80 90" picks the GPUs (default 75, whose PTX every later GPU runs).
+nvidia-* wheels of this environment. NCCL's header (NCCL_HOME) may be missing: then several GPUs can't average gradients.
+VGGNET_CUDA_ARCHS="80 90" picks the GPUs (default 75, whose PTX every later GPU runs).
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ class Cuda:
         self.nvcc = ""
         self.home = Path()
         self.include: list[str] = []
+        self.has_nccl = False
         self.archs = re.findall(r"\d+", os.environ.get("VGGNET_CUDA_ARCHS", "75"))
         wanted = os.environ.get("VGGNET_CUDA", "auto")
         self.why_not = "VGGNET_CUDA=0" if wanted == "0" else self.find()
@@ -102,17 +104,28 @@ class Cuda:
         if home is None:
             return "there is no nvcc (set CUDA_HOME)"
         self.home, self.nvcc = home, str(home / "bin/nvcc")
-        wheels = sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("*/include"))
         for header, variable in self.HEADERS:
-            homes = [Path(os.environ[variable], "include")] if os.environ.get(variable) else []
-            folders = [*homes, self.home / "include", *wheels]
-            found = next((folder for folder in folders if (folder / header).is_file()), None)
-            if found is None:
+            if not self.find_header(header, variable):
                 return (
                     f"there is no {header} (pip install nvidia-cublas nvidia-cudnn-cu13, or set {variable})"
                 )
-            self.include += ["-isystem", str(found)]
+        self.has_nccl = self.find_header("nccl.h", "NCCL_HOME")
         return ""
+
+    def find_header(self, header: str, variable: str) -> bool:
+        """Whether it is there; then its folder is one of self.include."""
+        homes = [Path(os.environ[variable], "include")] if os.environ.get(variable) else []
+        wheels = sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("*/include"))
+        folders = [*homes, self.home / "include", *wheels]
+        found = next((folder for folder in folders if (folder / header).is_file()), None)
+        self.include += ["-isystem", str(found)] if found else []
+        return found is not None
+
+    def __str__(self) -> str:
+        if self.why_not:
+            return f"not built: {self.why_not}"
+        missing = ", without NCCL: there is no nccl.h (pip install nvidia-nccl-cu13, or set NCCL_HOME)"
+        return f"built by {self.nvcc}{'' if self.has_nccl else missing}"
 
     def flags(self) -> list[str]:
         """Of nvcc: machine code for each architecture, and PTX of the last for those that come."""
@@ -141,7 +154,8 @@ class Cuda:
             "vggnet._cuda",
             [path.relative_to(ROOT).as_posix() for path in files],
             depends=headers("core", "cuda"),
-            define_macros=[("Py_LIMITED_API", "0x030B0000")] * LIMITED_API,
+            define_macros=[("Py_LIMITED_API", "0x030B0000")] * LIMITED_API
+            + [("VGGNET_NCCL", "1")] * self.has_nccl,
             extra_compile_args=[*self.include, *FLAGS],
             # libcudart is opened by vggnet/cuda.py before the extension that needs it: from wherever it is at run time
             extra_link_args=[
@@ -222,10 +236,7 @@ def headers(*folders: str) -> list[str]:
 
 
 CUDA = Cuda()
-print(
-    f"vggnet: CUDA backend: {'not built: ' + CUDA.why_not if CUDA.why_not else f'built by {CUDA.nvcc}'}",
-    file=sys.stderr,
-)
+print(f"vggnet: CUDA backend: {CUDA}", file=sys.stderr)
 
 setup(
     ext_modules=[

@@ -29,6 +29,7 @@ CUDART = {
     "cudaEventCreateWithFlags",
     "cudaEventDestroy",
     "cudaEventElapsedTime",
+    "cudaEventQuery",
     "cudaEventRecord",
     "cudaEventSynchronize",
     "cudaFreeAsync",
@@ -49,6 +50,9 @@ CUDART = {
     "cudaMemsetAsync",
     "cudaRuntimeGetVersion",
     "cudaSetDevice",
+    "cudaStreamCreateWithFlags",
+    "cudaStreamDestroy",
+    "cudaStreamQuery",
     "cudaStreamSynchronize",
     "cudaStreamWaitEvent",
 }
@@ -92,7 +96,7 @@ def test_the_runtimes_functions_are_known():
 @pytest.mark.skipif(
     "VGGNET_CUDA_REAL" not in os.environ, reason="VGGNET_CUDA_REAL does not name the real libraries"
 )
-@pytest.mark.parametrize("library", ["cudart", "cublas", "cudnn"])
+@pytest.mark.parametrize("library", ["cudart", "cublas", "cudnn", "nccl"])
 def test_the_real_libraries_have_every_function(library):
     """VGGNET_CUDA_REAL: folders below which the libraries are, as a path list; they are read, not opened."""
     files = [

@@ -32,7 +32,8 @@ HARMLESS = {
     "cudaStreamWaitEvent",
 }
 SILENT = {"cudaGetErrorName", "cudaGetErrorString", "cudaGetLastError"}  # give no status
-# Called once a process, which has a test of its own, or for the bench (`properties`, `record`) and not by operations.
+# Called once a process, which has a test of its own, or for the bench (`properties`, `record`) or NCCL (test_nccl.py), and
+# not by operations.
 ELSEWHERE = {
     "cudaDeviceGetAttribute",
     "cudaDeviceGetDefaultMemPool",
@@ -40,12 +41,16 @@ ELSEWHERE = {
     "cudaEventCreate",
     "cudaEventCreateWithFlags",
     "cudaEventElapsedTime",
+    "cudaEventQuery",
     "cudaGetDeviceCount",
     "cudaGetDeviceProperties",
     "cudaHostAlloc",
     "cudaMemPoolSetAttribute",
     "cudaMemPoolTrimTo",
     "cudaRuntimeGetVersion",
+    "cudaStreamCreateWithFlags",
+    "cudaStreamDestroy",
+    "cudaStreamQuery",
 }
 
 

@@ -192,7 +192,9 @@ def _open() -> str | None:
         if isinstance(found, Exception):
             return f"{library} can't be opened ({found}): {PIP}"
         paths[library] = found
-    reason = backend.open(paths["libcublas.so.13"], paths["libcudnn.so.9"])
+    # Opened when devices first average: nobody else needs it.
+    nccl = "\n".join(_candidates("libnccl.so.2"))
+    reason = backend.open(paths["libcublas.so.13"], paths["libcudnn.so.9"], nccl)
     if reason is None:
         _C.register_backend(backend.backend_capsule())
         _backend = backend
@@ -201,14 +203,8 @@ def _open() -> str | None:
 
 def _library(name: str) -> str | Exception:
     """Open a library so that what needs it finds it; what it was opened by, or the loader's own words."""
-    folder = os.environ.get("VGGNET_CUDA_LIBS")
-    candidates = [os.path.join(folder, name)] if folder else []
-    candidates.append(name)
-    spec = importlib.util.find_spec("nvidia")
-    for root in spec.submodule_search_locations or () if spec else ():
-        candidates += sorted(str(path) for path in Path(root).glob(f"*/lib/{name}"))
     failures = []
-    for candidate in candidates:
+    for candidate in _candidates(name):
         try:
             ctypes.CDLL(candidate, mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
@@ -216,3 +212,14 @@ def _library(name: str) -> str | Exception:
         else:
             return candidate
     return failures[0]
+
+
+def _candidates(name: str) -> list[str]:
+    """Where a library may be."""
+    folder = os.environ.get("VGGNET_CUDA_LIBS")
+    candidates = [os.path.join(folder, name)] if folder else []
+    candidates.append(name)
+    spec = importlib.util.find_spec("nvidia")
+    for root in spec.submodule_search_locations or () if spec else ():
+        candidates += sorted(str(path) for path in Path(root).glob(f"*/lib/{name}"))
+    return candidates

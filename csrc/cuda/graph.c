@@ -388,25 +388,23 @@ enum vgg_status vgg_cuda_graph_run(struct vgg_context *ctx, const struct vgg_cud
     struct vgg_cuda_graph aligned = *graph;
     for (int i = 0; i < tensors_of(graph->kind); i++)
         aligned.aligned = aligned.aligned && (uintptr_t)tensors[i] % 16 == 0;
-    size_t bytes;
-    CUDA_PASS(vgg_cuda_graph_workspace(ctx, &bytes, &aligned));
-    /* Of another plan than the workspace was made for: pointers are not aligned, or it had to go and came anew. */
-    void *more = NULL;
-    if (bytes > workspace_bytes) {
-        CUDA_PASS(vgg_cuda_allocate(ctx, &more, bytes));
-        workspace = more;
-    }
     cudnnHandle_t handle;
     struct plan *plan;
-    enum vgg_status status = vgg_cuda_lock_cudnn(ctx, &handle, stream);
-    if (status == VGG_OK) {
-        pthread_mutex_lock(&plans_lock);
-        status = find(ctx, &plan, &aligned, handle);
-        if (status == VGG_OK)
-            status = execute(ctx, plan, tensors, workspace, handle);
-        pthread_mutex_unlock(&plans_lock);
-        vgg_cuda_unlock(ctx);
+    void *more = NULL;
+    size_t more_bytes = 0;
+    CUDA_PASS(vgg_cuda_lock_cudnn(ctx, &handle, stream));
+    pthread_mutex_lock(&plans_lock);
+    enum vgg_status status = find(ctx, &plan, &aligned, handle);
+    /* Of another plan than the workspace was made for: pointers are not aligned, or it had to go and came anew. */
+    if (status == VGG_OK && plan->workspace > workspace_bytes) {
+        more_bytes = plan->workspace;
+        status = vgg_cuda_allocate(ctx, &more, more_bytes);
+        workspace = more;
     }
-    vgg_cuda_release(ctx->device, more, bytes);
+    if (status == VGG_OK)
+        status = execute(ctx, plan, tensors, workspace, handle);
+    pthread_mutex_unlock(&plans_lock);
+    vgg_cuda_unlock(ctx);
+    vgg_cuda_release(ctx->device, more, more_bytes);
     return status;
 }

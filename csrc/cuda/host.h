@@ -6,6 +6,8 @@
 #include "cuda.h"
 #include "libraries.h"
 
+#include <pthread.h>
+
 /* NULL, or why there is no device, in the caller's buffer. Needs the runtime library alone. */
 const char *vgg_cuda_find_devices(int *count, char *reason, size_t size);
 /* NULL, or why no device can be used, in the caller's buffer. */
@@ -34,6 +36,44 @@ struct vgg_cuda_parts {
 void *vgg_cuda_part(struct vgg_cuda_parts *parts, size_t count, size_t element);
 /* VGG_OK when ctx's workspace holds them. */
 enum vgg_status vgg_cuda_parts_fit(struct vgg_context *ctx, const char *op, const struct vgg_cuda_parts *parts);
+
+/* ------------------------------------------------------------------------------------------------ NCCL (nccl.c) */
+
+enum { VGG_CUDA_NCCL_ID_BYTES = 128 };
+
+/* Ranks that average with each other, and those of them that this process drives from one thread at a time. */
+struct vgg_cuda_communicator {
+    pthread_mutex_t lock;
+    int size, count; /* ranks; how many of them are here */
+    struct {
+        int device;
+        struct ncclComm *comm; /* NULL: it was aborted */
+        cudaStream_t stream;   /* of its own, non-blocking: averages go on while the device computes */
+        float *gathered;       /* the ranks' pieces; gathered_bytes */
+    } local[VGG_CUDA_MAX_DEVICES];
+    size_t gathered_bytes;
+};
+
+/* A new id, which every rank of one communicator must be given. */
+enum vgg_status vgg_cuda_nccl_id(struct vgg_context *ctx, char id[VGG_CUDA_NCCL_ID_BYTES]);
+/* Fills in *c with the `count` ranks from `first` on, of `size`; returns when every rank of every process has called it. */
+enum vgg_status vgg_cuda_communicator_open(struct vgg_context *ctx, struct vgg_cuda_communicator *c, const char *id,
+                                           const int *devices, int count, int first, int size);
+/* Queues on the communicator's streams, after what the thread's streams hold now:
+ * tensor[t][r] = sum over ranks d of weight[d] (tensor t of d) / sum of weights, in float64 in the order of ranks, for each
+ * rank r of this process (t-major: tensors[t * count + r]). The same tensors in the same order on every rank. After a
+ * failure the communicator is aborted and the tensors hold anything. */
+enum vgg_status vgg_cuda_communicator_mean(struct vgg_context *ctx, struct vgg_cuda_communicator *c, float *const *tensors,
+                                           const size_t *sizes, size_t count, const double *weight);
+/* VGG_OK, or what went wrong meanwhile, here or at another rank; the communicator is aborted then. */
+enum vgg_status vgg_cuda_communicator_check(struct vgg_context *ctx, struct vgg_cuda_communicator *c);
+/* Ends what is under way, here and, where NCCL can tell them, at the other ranks. From any thread. */
+void vgg_cuda_communicator_abort(struct vgg_cuda_communicator *c);
+/* Gives everything back; aborts what is under way. */
+void vgg_cuda_communicator_close(struct vgg_cuda_communicator *c);
+/* The table's `average`, of checked weights: by NCCL among devices, whose communicator is made once and kept. */
+enum vgg_status vgg_cuda_average_devices(struct vgg_context *const *ctx, float *const *grad, const double *weight,
+                                         size_t devices, size_t size);
 
 /* ------------------------------------------------------------------------------------------------ cuDNN graphs (graph.c) */
 

@@ -31,20 +31,22 @@ static PyObject *py_find_devices(PyObject *module, PyObject *unused)
     return reason_or_none(failure);
 }
 
-PyDoc_STRVAR(open_doc, "open(cublas, cudnn)\n--\n\n"
-                       "Find devices and open the libraries by their file names or paths.\n\n"
+PyDoc_STRVAR(open_doc, "open(cublas, cudnn, nccl)\n--\n\n"
+                       "Find devices and open the libraries by their file names or paths. NCCL's are the places where it may\n"
+                       "be, one a line: it is opened when devices first average.\n\n"
                        "Returns\n-------\n"
                        "str or None\n"
                        "    Why no device can be used.");
 
 static PyObject *py_open(PyObject *module, PyObject *args)
 {
-    const char *cublas, *cudnn;
+    const char *cublas, *cudnn, *nccl;
     char reason[256];
     (void)module;
-    if (!PyArg_ParseTuple(args, "ss:open", &cublas, &cudnn))
+    if (!PyArg_ParseTuple(args, "sss:open", &cublas, &cudnn, &nccl))
         return NULL;
     const char *failure;
+    vgg_cuda_set_nccl(nccl);
     PyThreadState *thread = PyEval_SaveThread();
     failure = vgg_cuda_open(cublas, cudnn, reason, sizeof reason);
     PyEval_RestoreThread(thread);
@@ -204,6 +206,191 @@ static PyObject *py_elapsed(PyObject *module, PyObject *args)
     return error == cudaSuccess ? PyFloat_FromDouble(1e-3 * (double)ms) : raise_cuda(error, "elapsed");
 }
 
+/* ------------------------------------------------------------------------------------------------ NCCL: vggnet/nccl.py */
+
+static PyObject *raise_error(const struct vgg_error *error)
+{
+    PyErr_SetString(error->status == VGG_OUT_OF_MEMORY ? PyExc_MemoryError : PyExc_RuntimeError, error->msg);
+    return NULL;
+}
+
+PyDoc_STRVAR(nccl_id_doc, "nccl_id()\n--\n\n"
+                          "A new id for open_communicator, as bytes.");
+
+static PyObject *py_nccl_id(PyObject *module, PyObject *unused)
+{
+    char id[VGG_CUDA_NCCL_ID_BYTES];
+    struct vgg_error error;
+    struct vgg_context context = {.backend = &vgg_cuda_backend, .device = 0, .threads = 1, .error = &error};
+    enum vgg_status status;
+    (void)module, (void)unused;
+    PyThreadState *thread = PyEval_SaveThread();
+    status = vgg_cuda_nccl_id(&context, id);
+    PyEval_RestoreThread(thread);
+    return status == VGG_OK ? PyBytes_FromStringAndSize(id, sizeof id) : raise_error(&error);
+}
+
+static const char communicator_name[] = "vggnet.communicator";
+
+static struct vgg_cuda_communicator *communicator_of(PyObject *capsule)
+{
+    return PyCapsule_GetPointer(capsule, communicator_name);
+}
+
+static void destroy_communicator(PyObject *capsule)
+{
+    struct vgg_cuda_communicator *c = communicator_of(capsule);
+    PyThreadState *thread = PyEval_SaveThread();
+    if (c->count)
+        vgg_cuda_communicator_close(c);
+    PyEval_RestoreThread(thread);
+    PyMem_Free(c);
+}
+
+PyDoc_STRVAR(open_communicator_doc, "open_communicator(id, rank, size, device)\n--\n\n"
+                                    "One rank of a communicator; returns when every rank has called it.");
+
+static PyObject *py_open_communicator(PyObject *module, PyObject *args)
+{
+    const char *id;
+    Py_ssize_t id_bytes;
+    int rank, size, device;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y#iii:open_communicator", &id, &id_bytes, &rank, &size, &device) ||
+        !check_device("open_communicator", device))
+        return NULL;
+    if (id_bytes != VGG_CUDA_NCCL_ID_BYTES)
+        return PyErr_Format(PyExc_ValueError, "open_communicator: id has %zd bytes; expected the %d of nccl_id", id_bytes,
+                            (int)VGG_CUDA_NCCL_ID_BYTES);
+    struct vgg_cuda_communicator *c = PyMem_Malloc(sizeof *c);
+    if (!c)
+        return PyErr_NoMemory();
+    struct vgg_error error;
+    struct vgg_context context = {.backend = &vgg_cuda_backend, .device = device, .threads = 1, .error = &error};
+    enum vgg_status status;
+    PyThreadState *thread = PyEval_SaveThread();
+    status = vgg_cuda_communicator_open(&context, c, id, &device, 1, rank, size);
+    PyEval_RestoreThread(thread);
+    if (status != VGG_OK) {
+        PyMem_Free(c);
+        return raise_error(&error);
+    }
+    PyObject *capsule = PyCapsule_New(c, communicator_name, destroy_communicator);
+    if (!capsule) {
+        vgg_cuda_communicator_close(c);
+        PyMem_Free(c);
+    }
+    return capsule;
+}
+
+/* The event after which what the communicator was given to do is done, and the thread's stream waits for it. */
+static enum vgg_status record_mean(struct vgg_context *ctx, const struct vgg_cuda_communicator *c, cudaEvent_t *event)
+{
+    CUDA_TRY(ctx, cudaSetDevice(ctx->device));
+    CUDA_TRY(ctx, cudaEventCreateWithFlags(event, cudaEventDisableTiming));
+    cudaError_t error = cudaEventRecord(*event, c->local[0].stream);
+    if (error != cudaSuccess)
+        (void)cudaEventDestroy(*event);
+    CUDA_TRY(ctx, error);
+    return VGG_OK;
+}
+
+PyDoc_STRVAR(start_mean_doc,
+             "start_mean(communicator, tensors, weights)\n--\n\n"
+             "Queue the weighted mean over the ranks of tensors, given as pairs of address and number of floats;\n"
+             "returns an event for finished.");
+
+static PyObject *py_start_mean(PyObject *module, PyObject *args)
+{
+    PyObject *capsule, *tensors, *weights, *result = NULL;
+    double weight[VGG_CUDA_MAX_DEVICES];
+    (void)module;
+    if (!PyArg_ParseTuple(args, "OO!O!:start_mean", &capsule, &PyTuple_Type, &tensors, &PyTuple_Type, &weights))
+        return NULL;
+    struct vgg_cuda_communicator *c = communicator_of(capsule);
+    if (!c)
+        return NULL;
+    if (PyTuple_Size(weights) != c->size)
+        return PyErr_Format(PyExc_ValueError, "start_mean: %zd weights; expected %d", PyTuple_Size(weights), c->size);
+    for (int d = 0; d < c->size; d++)
+        weight[d] = PyFloat_AsDouble(PyTuple_GetItem(weights, d));
+    if (PyErr_Occurred())
+        return NULL;
+    size_t count = (size_t)PyTuple_Size(tensors);
+    float **pointers = PyMem_Calloc(count + 1, sizeof *pointers);
+    size_t *sizes = PyMem_Calloc(count + 1, sizeof *sizes);
+    if (!pointers || !sizes) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    for (size_t t = 0; t < count; t++) {
+        unsigned long long address;
+        Py_ssize_t size;
+        if (!PyArg_ParseTuple(PyTuple_GetItem(tensors, (Py_ssize_t)t), "Kn", &address, &size))
+            goto done;
+        pointers[t] = (float *)(uintptr_t)address;
+        sizes[t] = (size_t)size;
+    }
+    struct vgg_error error;
+    struct vgg_context context = {.backend = &vgg_cuda_backend, .device = c->local[0].device, .threads = 1, .error = &error};
+    cudaEvent_t event = NULL;
+    enum vgg_status status;
+    PyThreadState *thread = PyEval_SaveThread();
+    status = vgg_cuda_communicator_mean(&context, c, pointers, sizes, count, weight);
+    if (status == VGG_OK)
+        status = record_mean(&context, c, &event);
+    PyEval_RestoreThread(thread);
+    result = status == VGG_OK ? PyCapsule_New(event, "vggnet.event", destroy_event) : raise_error(&error);
+    if (!result && status == VGG_OK)
+        (void)cudaEventDestroy(event);
+done:
+    PyMem_Free(sizes);
+    PyMem_Free(pointers);
+    return result;
+}
+
+PyDoc_STRVAR(finished_doc,
+             "finished(communicator, event)\n--\n\n"
+             "Whether what start_mean queued is done; a RuntimeError when something went wrong, here or elsewhere.");
+
+static PyObject *py_finished(PyObject *module, PyObject *args)
+{
+    PyObject *communicator, *capsule;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "OO:finished", &communicator, &capsule))
+        return NULL;
+    struct vgg_cuda_communicator *c = communicator_of(communicator);
+    cudaEvent_t event = PyCapsule_GetPointer(capsule, "vggnet.event");
+    if (PyErr_Occurred())
+        return NULL;
+    struct vgg_error error;
+    struct vgg_context context = {.backend = &vgg_cuda_backend, .device = c->local[0].device, .threads = 1, .error = &error};
+    enum vgg_status status;
+    PyThreadState *thread = PyEval_SaveThread();
+    cudaError_t asked = cudaEventQuery(event);
+    if (asked == cudaErrorNotReady)
+        (void)cudaGetLastError();
+    status = asked == cudaSuccess || asked == cudaErrorNotReady ? vgg_cuda_communicator_check(&context, c)
+                                                                : vgg_cuda_fail(&context, asked, "an average");
+    PyEval_RestoreThread(thread);
+    return status == VGG_OK ? PyBool_FromLong(asked == cudaSuccess) : raise_error(&error);
+}
+
+PyDoc_STRVAR(abort_doc, "abort(communicator)\n--\n\n"
+                        "End what is under way; from any thread.");
+
+static PyObject *py_abort(PyObject *module, PyObject *capsule)
+{
+    (void)module;
+    struct vgg_cuda_communicator *c = communicator_of(capsule);
+    if (!c)
+        return NULL;
+    PyThreadState *thread = PyEval_SaveThread();
+    vgg_cuda_communicator_abort(c);
+    PyEval_RestoreThread(thread);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
     {"find_devices", py_find_devices, METH_NOARGS, find_devices_doc},
     {"open", py_open, METH_VARARGS, open_doc},
@@ -213,6 +400,11 @@ static PyMethodDef functions[] = {
     {"properties", py_properties, METH_VARARGS, properties_doc},
     {"record", py_record, METH_VARARGS, record_doc},
     {"elapsed", py_elapsed, METH_VARARGS, elapsed_doc},
+    {"nccl_id", py_nccl_id, METH_NOARGS, nccl_id_doc},
+    {"open_communicator", py_open_communicator, METH_VARARGS, open_communicator_doc},
+    {"start_mean", py_start_mean, METH_VARARGS, start_mean_doc},
+    {"finished", py_finished, METH_VARARGS, finished_doc},
+    {"abort", py_abort, METH_O, abort_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -22,29 +22,6 @@ enum vgg_status vgg_cuda_sgd(struct vgg_context *ctx, float *const *param, float
 
 /* ------------------------------------------------------------------------------------------------ the mean of gradients */
 
-/* The first device gathers, adds up and sends back; `gathered` is its scratch, size floats for each of the others. */
-static enum vgg_status average_through_first(struct vgg_context *const *ctx, float *const *grad, const double *weight,
-                                             double total, float *gathered, size_t devices, size_t size)
-{
-    struct vgg_context *first = ctx[0];
-    cudaStream_t stream = vgg_cuda_stream(first->device);
-    struct vgg_cuda_average_list list = {.in = {grad[0]}, .weight = {weight[0]}, .total = total, .count = (int)devices};
-    for (size_t d = 1; d < devices; d++) {
-        float *copy = gathered + (d - 1) * size;
-        CUDA_PASS(vgg_cuda_wait(first, first->device, stream, ctx[d]->device, vgg_cuda_stream(ctx[d]->device)));
-        CUDA_TRY(first, cudaMemcpyPeerAsync(copy, first->device, grad[d], ctx[d]->device, size * sizeof(float), stream));
-        list.in[d] = copy;
-        list.weight[d] = weight[d];
-    }
-    CUDA_TRY(first, cudaSetDevice(first->device));
-    CUDA_TRY(first, vgg_cuda_launch_average(grad[0], &list, size, stream));
-    for (size_t d = 1; d < devices; d++) {
-        CUDA_TRY(first, cudaMemcpyPeerAsync(grad[d], ctx[d]->device, grad[0], first->device, size * sizeof(float), stream));
-        CUDA_PASS(vgg_cuda_wait(first, ctx[d]->device, vgg_cuda_stream(ctx[d]->device), first->device, stream));
-    }
-    return VGG_OK;
-}
-
 enum vgg_status vgg_cuda_average(struct vgg_context *const *ctx, float *const *grad, const double *weight, size_t devices,
                                  size_t size)
 {
@@ -55,14 +32,7 @@ enum vgg_status vgg_cuda_average(struct vgg_context *const *ctx, float *const *g
     if (devices > VGG_CUDA_MAX_DEVICES)
         return vgg_fail(first->error, VGG_UNSUPPORTED, "average_gradients: %zu devices; expected at most %d", devices,
                         VGG_CUDA_MAX_DEVICES);
-    void *gathered;
-    size_t bytes;
-    if (!vgg_mul_size(&bytes, (devices - 1) * sizeof(float), size))
-        return vgg_fail(first->error, VGG_INVALID_ARGUMENT, "average_gradients: the size of the gathered gradients overflows");
-    CUDA_PASS(vgg_cuda_allocate(first, &gathered, bytes));
-    enum vgg_status status = average_through_first(ctx, grad, weight, total, gathered, devices, size);
-    vgg_cuda_release(first->device, gathered, bytes);
-    return status;
+    return vgg_cuda_average_devices(ctx, grad, weight, devices, size);
 }
 
 /* ------------------------------------------------------------------------------------------------ the training input */
