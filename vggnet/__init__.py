@@ -6,8 +6,8 @@
 >>> model.forward(np.zeros((1, 32, 32, 1), np.float32)).shape
 (1, 10)
 
-Importing the package loads NumPy and nothing else; the modules `convert`, `data`, `evaluate`, `features`, `localize` and
-`train` load on first use.
+Importing the package loads NumPy and nothing else; the modules `convert`, `data`, `evaluate`, `features`, `localize`,
+`parallel` and `train` load on first use.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ __all__ = [
     "localize",
     "memory_stats",
     "ops",
+    "parallel",
     "set_num_threads",
     "tensor",
     "train",
@@ -67,7 +68,7 @@ __all__ = [
 
 logging.getLogger("vggnet").addHandler(logging.NullHandler())
 
-_LAZY = ("convert", "data", "evaluate", "features", "localize", "train")
+_LAZY = ("convert", "data", "evaluate", "features", "localize", "parallel", "train")
 
 
 def build_info() -> dict[str, Any]:

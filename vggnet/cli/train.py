@@ -73,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
     if args.resume is None and (refused or (args.dry_run and args.paper is None)):
         option = f"--{(refused or ['dry_run'])[0]}".replace("_", "-")
         raise UsageError(f"{option} goes {'with' if args.paper is None else 'without'} --paper")
+    if args.devices is not None:
+        _check_devices(args)
     begin(args)
     if args.paper is not None:
         return _new_stages(args)
@@ -86,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
             return _resumed_stages(args, stages)
         model, train_data, val_data, recipe = _resumed(args)
     history = _fit(args, model, train_data, val_data, recipe)
+    if not _first():
+        return 0
     out = Path(args.out)
     model_file = out / "model.safetensors"
     model.save(model_file)
@@ -99,11 +103,33 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_devices(args: argparse.Namespace) -> None:
+    """Of --devices; the model is made on the first."""
+    from ..parallel import check_devices
+
+    try:
+        devices = check_devices(args.devices)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
+    if args.device not in ("cpu", devices[0]):
+        raise UsageError(f"--device is {args.device}, --devices {','.join(devices)}: give one of them")
+    args.device, args.devices = devices[0], devices
+
+
+def _first() -> bool:
+    """Whether this is the process that writes and reports: the only one, or rank 0."""
+    from ..parallel import world
+
+    return world().rank == 0
+
+
 def _remember(args: argparse.Namespace) -> None:
     """Make --out, which must not hold a run yet, and write what --resume will need."""
     from ..checkpoint import Checkpoints, write_text
     from ..train import saved_stages
 
+    if not _first():
+        return
     out = Path(args.out)
     if Checkpoints(out).paths() or saved_stages(out) is not None:
         raise UsageError(f"{out} holds a run already: go on with --resume {out}, or choose another --out")
@@ -256,6 +282,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "checkpoint_every": args.checkpoint_every,
         "threads": args.workers,
         "strict": args.strict or None,
+        "devices": args.devices,
     }
 
 
@@ -268,7 +295,8 @@ def _resumable(args: argparse.Namespace) -> Iterator[None]:
     except KeyboardInterrupt:
         raise Interrupted(go_on) from None
     except SystemExit:
-        print(f"vggnet train: terminated. {go_on}", file=sys.stderr)
+        if _first():
+            print(f"vggnet train: terminated. {go_on}", file=sys.stderr)
         raise
 
 
@@ -333,6 +361,8 @@ def _train_stages(
             device=args.device,
             **_options(args),
         )
+    if not _first():
+        return 0
     folders = [Path(args.out, stage.name) for stage in plan]
     files = [folder / "model.safetensors" for folder in folders]
     histories = [History.read(folder) for folder in folders]

@@ -49,6 +49,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "epochs (default: quickstart for sample and fashion-mnist, else paper)",
     )
     parser.add_argument(
+        "--devices",
+        type=_names,
+        metavar="LIST",
+        help="train on several devices, as in cuda:0,cuda:1; the result is that of one, to rounding",
+    )
+    parser.add_argument(
         "--checkpoint-every",
         type=positive,
         metavar="N",

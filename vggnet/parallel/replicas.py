@@ -127,7 +127,15 @@ class Replicas:
     @contextlib.contextmanager
     def sharing_threads(self) -> Iterator[None]:
         """Within, CPU devices share the threads of computing evenly."""
-        yield
+        shared = self.devices if len(self.devices) > 1 and self.devices[0].startswith("cpu") else []
+        before = {device: _C.get_num_threads(device) for device in shared}
+        for device in shared:
+            _C.set_num_threads(max(_C.get_num_threads() // len(shared), 1), device)
+        try:
+            yield
+        finally:
+            for device, threads in before.items():
+                _C.set_num_threads(threads, device)
 
     def map(self, function: Callable[[Replica], T]) -> list[T]:
         """Call it with every replica of this process, each in its thread; results in their order, or the first one's error."""
@@ -200,13 +208,13 @@ class Replicas:
                     )
 
 
-def check_devices(model: VGG, devices: Sequence[str]) -> list[str]:
+def check_devices(devices: Sequence[str]) -> list[str]:
     """The names of devices, as tensors have them.
 
     Raises
     ------
     ValueError
-        When there are none, or unknown ones, or one twice, or several kinds, or the first is not the model's.
+        When there are none, or unknown ones, or one twice, or several kinds.
     DeviceError
         When one can't be used.
     """
@@ -217,9 +225,4 @@ def check_devices(model: VGG, devices: Sequence[str]) -> list[str]:
         raise ValueError(f"devices is {list(devices)}; expected each of them once")
     if len({name.partition(":")[0] for name in names}) > 1:
         raise ValueError(f"devices is {list(devices)}; expected devices of one kind")
-    own = next(iter(model.parameters.values())).device
-    if names[0] != own:
-        raise ValueError(
-            f"devices is {list(devices)}, but the model is on {own}: make it on the first of them"
-        )
     return names

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint import write_text
 from ..evaluate.protocol import in_proportion
 from ..models import VGG, load
+from ..parallel import world
 from ..progress import Progress
 from ..recipes import Recipe
 from .start import start_from
@@ -191,7 +192,7 @@ def run_stages(
         A trained net that the first stage starts from (`start_from`).
     device : str
     **options
-        Of `fit`: checkpoint_every, keep, callbacks, progress, threads, strict.
+        Of `fit`: checkpoint_every, keep, callbacks, progress, threads, strict, devices (the first is `device`).
 
     Returns
     -------
@@ -205,7 +206,10 @@ def run_stages(
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    _claim(out, plan)
+    processes = world()
+    if processes.rank == 0:
+        _claim(out, plan)
+    processes.gather(None)  # all wait for it
     progress = Progress("stages", options.get("progress"))
     for number, stage in enumerate(plan):
         what = f"stage {stage.name} ({number + 1} of {len(plan)})"
@@ -257,5 +261,8 @@ def _train(
 ) -> None:
     """One stage: from the start, or from its newest checkpoint, to its model file."""
     history = fit(model, train_data, val_data, stage.recipe, checkpoint=directory, resume=True, **options)
-    history.plot(directory / "curves.png")
-    model.save(directory / MODEL_FILE)
+    processes = world()
+    if processes.rank == 0:
+        history.plot(directory / "curves.png")
+        model.save(directory / MODEL_FILE)
+    processes.gather(None)  # the others go on from that file

@@ -120,8 +120,8 @@ def fit(
         Stop at the first broken image; see `data.Loader`.
     devices : sequence of str, optional
         Devices of one kind that train together, as ["cuda:0", "cuda:1"]; the model is on the first. Each batch is split among
-        them, their gradients are averaged, and the result is that of one device, to rounding. CPU devices share the threads of
-        computing. Default: the model's device.
+        them, their gradients are averaged, and the result is that of one device, to rounding. CPU devices ("cpu:0", "cpu:1")
+        share the threads of computing. Default: the model's device.
 
     Returns
     -------
@@ -163,6 +163,12 @@ def fit(
         )
     recipe = Recipe() if recipe is None else recipe
     task = Classification() if task is None else task
+    own = next(iter(model.parameters.values())).device
+    devices = [own] if devices is None else parallel.check_devices(devices)
+    if devices[0] != own:
+        raise ValueError(
+            f"fit: devices is {devices}, but the model is on {own}; expected it on the first of them"
+        )
     world = parallel.world()
     if checkpoint is None and resume:
         raise ValueError("fit: resume=True needs checkpoint=, the directory of the run to go on with")
@@ -172,7 +178,7 @@ def fit(
         val_data,
         recipe,
         task,
-        devices=parallel.check_devices(model, [model.device] if devices is None else devices),
+        devices=devices,
         world=world,
         checkpoints=None if checkpoint is None else Checkpoints(checkpoint, keep=keep),
         callbacks=callbacks,
