@@ -65,6 +65,11 @@ JITTER = Stage("[36, 56]", (36, 56), (36, 46, 56))  # [256, 512], tested at 256,
 
 BY_TECHNIQUE = (("D", JITTER), ("E", JITTER))  # tested by crops, too (paper, table 5)
 
+# Of pooling in dense passes: "floor" is the default, "ceil" was Caffe's, and so the authors'. Both stand in the tables, since
+# the paper does not say, and for maps as small as these much depends on it. A crop of 32 has no rest: training and crops are
+# the same with either.
+ROUNDINGS = ("floor", "ceil")
+
 
 def stages(net: str) -> tuple[Stage, ...]:
     """What the paper trained a net at (tables 3 and 4)."""
@@ -120,16 +125,20 @@ def folder(out: Path, seed: int, net: str, stage: Stage) -> Path:
     return out / f"seed-{seed}" / net / f"S-{scale}"
 
 
-def tests(plan: Plan, net: str, stage: Stage) -> Iterator[evaluate.Protocol]:
-    """How a trained stage is tested: each kind at each Q by itself; several Q are averages of these."""
-    kinds = ("center", "dense", "multi-crop") if (net, stage) in BY_TECHNIQUE else ("center", "dense")
-    for kind in kinds:
-        for scale in stage.tests:
-            yield evaluate.Protocol(kind, (scale,), grid=plan.grid)
+def rounded(how: str, rounding: str) -> str:
+    """The name of a test with that pool rounding: "dense", "dense, ceil"."""
+    return how if rounding == "floor" else f"{how}, {rounding}"
 
 
-def posteriors_file(where: Path, kind: str, scale: int) -> Path:
-    return where / f"{kind}-{scale}.npy"
+def tests(net: str, stage: Stage) -> dict[str, tuple[str, str]]:
+    """How a trained stage is tested, at each Q by itself (several Q are averages): name -> kind of protocol, pool rounding."""
+    kinds = ("center", "multi-crop") if (net, stage) in BY_TECHNIQUE else ("center",)
+    dense = {rounded("dense", rounding): ("dense", rounding) for rounding in ROUNDINGS}
+    return {kind: (kind, "floor") for kind in kinds} | dense
+
+
+def posteriors_file(where: Path, how: str, scale: int) -> Path:
+    return where / f"{how.replace(', ', '-')}-{scale}.npy"
 
 
 def run(plan: Plan, out: Path, train_images: data.Dataset, test_images: data.Dataset) -> None:
@@ -205,14 +214,17 @@ def trained(plan: Plan, out: Path, seed: int, net: str, stage: Stage, images: da
 
 def tested(plan: Plan, where: Path, net: str, stage: Stage, model: vgg.VGG, test: data.Dataset) -> None:
     """Write the posteriors of each test that is not there yet."""
-    for protocol in tests(plan, net, stage):
-        path = posteriors_file(where, protocol.kind, protocol.scales[0])
-        if path.exists():
-            continue
-        report = evaluate.evaluate(model, test, protocol, strict=True)
-        assert report.posteriors is not None
-        replace_file(path, partial(np.save, arr=report.posteriors))
-        print(f"  {report.name}, Q = {protocol.scales[0]}: {report.top1:.2f} %", file=sys.stderr, flush=True)
+    for how, (kind, rounding) in tests(net, stage).items():
+        model.pool_rounding = rounding
+        for scale in stage.tests:
+            path = posteriors_file(where, how, scale)
+            if path.exists():
+                continue
+            protocol = evaluate.Protocol(kind, (scale,), grid=plan.grid)
+            report = evaluate.evaluate(model, test, protocol, strict=True)
+            assert report.posteriors is not None
+            replace_file(path, partial(np.save, arr=report.posteriors))
+            print(f"  {net} {how}, Q = {scale}: {report.top1:.2f} %", file=sys.stderr, flush=True)
 
 
 # ---- the tables
@@ -221,23 +233,25 @@ def tested(plan: Plan, where: Path, net: str, stage: Stage, model: vgg.VGG, test
 Key = tuple[str, str, str]
 
 
-def read(plan: Plan, out: Path, seed: int) -> dict[Key, Posteriors]:
+def read(out: Path, seed: int) -> dict[Key, Posteriors]:
     """Posteriors of every test of a seed that is complete, averaged as the paper averages them."""
     found: dict[Key, Posteriors] = {}
     for net in NETS:
         for stage in stages(net):
             where, name = folder(out, seed, net, stage), stage.name
-            for kind in dict.fromkeys(test.kind for test in tests(plan, net, stage)):
-                files = [posteriors_file(where, kind, scale) for scale in stage.tests]
+            for how in tests(net, stage):
+                files = [posteriors_file(where, how, scale) for scale in stage.tests]
                 if not all(file.exists() for file in files):
                     continue
                 each = [np.load(file) for file in files]
-                found[net, name, kind] = mean(each)
+                found[net, name, how] = mean(each)
                 for scale, posteriors in zip(stage.tests, each, strict=True):
-                    found[net, name, f"{kind}, Q = {scale}"] = posteriors
-            if (net, name, "multi-crop") in found:
-                found[net, name, "both"] = mean([found[net, name, "dense"], found[net, name, "multi-crop"]])
-    for how in ("dense", "multi-crop", "both"):
+                    found[net, name, f"{how}, Q = {scale}"] = posteriors
+            for rounding in ROUNDINGS:
+                pair = [(net, name, how) for how in (rounded("dense", rounding), "multi-crop")]
+                if all(key in found for key in pair):
+                    found[net, name, rounded("both", rounding)] = mean([found[key] for key in pair])
+    for how in ("multi-crop", *(rounded(how, r) for how in ("dense", "both") for r in ROUNDINGS)):
         if all((net, JITTER.name, how) in found for net in FUSED):
             found["D + E", JITTER.name, how] = mean([found[net, JITTER.name, how] for net in FUSED])
     return found
@@ -248,14 +262,14 @@ def mean(posteriors: Sequence[Posteriors]) -> Posteriors:
     return np.asarray(np.mean(posteriors, axis=0, dtype=np.float64), np.float32)
 
 
-def single(net: str, stage: Stage) -> Key:
+def single(net: str, stage: Stage, rounding: str = "floor") -> Key:
     """Dense, at one scale (paper, table 3)."""
-    return net, stage.name, f"dense, Q = {stage.single}"
+    return net, stage.name, f"{rounded('dense', rounding)}, Q = {stage.single}"
 
 
-def multiple(net: str, stage: Stage) -> Key:
+def multiple(net: str, stage: Stage, rounding: str = "floor") -> Key:
     """Dense, at three scales (paper, table 4)."""
-    return net, stage.name, "dense"
+    return net, stage.name, rounded("dense", rounding)
 
 
 def center(net: str, stage: Stage, scale: int | None = None) -> Key:
@@ -286,52 +300,62 @@ class Row:
 
 
 def table_rows() -> list[Row]:
-    """The rows of the paper's tables; in table 5 also one centre crop at each Q."""
-    rows = []
+    """The rows of the paper's tables, dense ones with either pool rounding; in table 5 also one centre crop at each Q."""
+    rows = [
+        Row(5, net, stage, "one centre crop", (scale,), center(net, stage, scale), None)
+        for net, stage in BY_TECHNIQUE
+        for scale in stage.tests
+    ]
     for preset in evaluate.paper_rows():
         stage, net = PAPER_STAGES[preset.train_scale], " + ".join(preset.nets)
         kind = "both" if preset.protocol.kind == "combined" else preset.protocol.kind
-        one = len(preset.protocol.scales) == 1
-        key, scales = (single(net, stage), (stage.single,)) if one else ((net, stage.name, kind), stage.tests)
-        rows.append(Row(preset.table, net, stage, kind, scales, key, preset.top1))
-    paper = {row.key: row.paper for row in rows}
-    techniques = []
-    for net, stage in BY_TECHNIQUE:
-        for scale in stage.tests:
-            techniques.append(
-                Row(5, net, stage, "one centre crop", (scale,), center(net, stage, scale), None)
-            )
-        for kind in ("dense", "multi-crop", "both"):
-            key = net, stage.name, kind
-            techniques.append(Row(5, net, stage, kind, stage.tests, key, paper.get(key)))
-    return sorted([row for row in rows if row.table != 5] + techniques, key=lambda row: row.table)
+        for rounding in ROUNDINGS if kind != "multi-crop" else ("floor",):
+            how = rounded(kind, rounding)
+            one = len(preset.protocol.scales) == 1
+            key = single(net, stage, rounding) if one else (net, stage.name, how)
+            scales = (stage.single,) if one else stage.tests
+            rows.append(Row(preset.table, net, stage, how, scales, key, preset.top1))
+    return sorted(rows, key=lambda row: (row.table, row.net if row.table == 5 else ""))
 
 
 def comparisons() -> list[tuple[str, Key, Key]]:
     """The paper's findings (section 4): each says that the second is better than the first; LRN, that it is not."""
-    deep = [(net, stage) for net in ALL_STAGES for stage in stages(net)]
     return [
-        *(("depth", single("A", FIXED), single(net, FIXED)) for net in ("B", "C", "D", "E")),
-        ("LRN", single("A", FIXED), single("A-LRN", FIXED)),
-        ("1x1 layers: C over B", single("B", FIXED), single("C", FIXED)),
-        *(("3x3 layers: D over C", single("C", stage), single("D", stage)) for stage in stages("C")),
+        (rounded(finding, rounding), first, second)
+        for rounding in ROUNDINGS
+        for finding, first, second in findings(rounding)
+    ]
+
+
+def findings(rounding: str) -> list[tuple[str, Key, Key]]:
+    """`comparisons` of one pool rounding."""
+    deep = [(net, stage) for net in ALL_STAGES for stage in stages(net)]
+
+    def one(net: str, stage: Stage) -> Key:
+        return single(net, stage, rounding)
+
+    def both(net: str, stage: Stage) -> Key:
+        return net, stage.name, rounded("both", rounding)
+
+    return [
+        *(("depth", one("A", FIXED), one(net, FIXED)) for net in ("B", "C", "D", "E")),
+        ("LRN", one("A", FIXED), one("A-LRN", FIXED)),
+        ("1x1 layers: C over B", one("B", FIXED), one("C", FIXED)),
+        *(("3x3 layers: D over C", one("C", stage), one("D", stage)) for stage in stages("C")),
+        *(("scale jitter", one(net, stage), one(net, JITTER)) for net, stage in deep if stage is not JITTER),
         *(
-            ("scale jitter", single(net, stage), single(net, JITTER))
-            for net, stage in deep
-            if stage is not JITTER
-        ),
-        *(
-            ("several test scales", single(net, stage), multiple(net, stage))
+            ("several test scales", one(net, stage), multiple(net, stage, rounding))
             for net, stage in [("B", FIXED), *deep]
         ),
         *(
-            ("dense and crops complement each other", (net, stage.name, how), (net, stage.name, "both"))
+            ("dense and crops complement each other", (net, stage.name, how), both(net, stage))
             for net, stage in (*BY_TECHNIQUE, ("D + E", JITTER))
-            for how in ("dense", "multi-crop")
+            for how in (rounded("dense", rounding), "multi-crop")
         ),
         *(
-            ("both over one centre crop", center(net, stage), (net, stage.name, "both"))
+            ("both over one centre crop", center(net, stage, scale), both(net, stage))
             for net, stage in BY_TECHNIQUE
+            for scale in stage.tests
         ),
     ]
 
@@ -367,8 +391,7 @@ class Paired:
 def results(plan: Plan, out: Path, labels: npt.NDArray[np.int64]) -> dict[str, Any]:
     """Everything that is complete, as JSON takes it."""
     wrong = {
-        seed: {key: evaluate.wrong(p, labels, 1) for key, p in read(plan, out, seed).items()}
-        for seed in plan.seeds
+        seed: {key: evaluate.wrong(p, labels, 1) for key, p in read(out, seed).items()} for seed in plan.seeds
     }
     rows = [
         {
