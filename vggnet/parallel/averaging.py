@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from .._C import Tensor
     from .world import Pending, World
 
-POLL_SECONDS = 2e-4  # between two looks at exchanges with other processes
+NAPS = (
+    1e-4,
+    2e-3,
+)  # seconds between two looks at exchanges with other processes: short to begin with, then long
 
 
 class Averaging:
@@ -69,9 +72,11 @@ class Averaging:
 
     def _run(self) -> None:
         under_way: deque[tuple[Future[None], Pending]] = deque()
+        nap = NAPS[0]
         while True:
             try:
-                number = self.arrived.get(timeout=POLL_SECONDS if under_way else None)
+                number = self.arrived.get(timeout=nap if under_way else None)
+                nap = NAPS[0]
                 if number is None:
                     return
                 future = self.averages[number]
@@ -80,7 +85,7 @@ class Averaging:
                 except BaseException as error:
                     future.set_exception(error)
             except queue.Empty:
-                pass
+                nap = min(1.5 * nap, NAPS[1])
             for future, pending in list(under_way):
                 try:
                     if not pending.done():

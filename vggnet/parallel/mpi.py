@@ -2,7 +2,7 @@
 
 All that matters is sent from process to process, so that the order of sums, and the ranks that did not send, are known: the
 mean of a tensor is a reduce-scatter (every rank gets its slice of all ranks' tensors and sums them in the ranks' order, in
-float64) followed by an all-gather of the slices. A thread makes it go on while others compute.
+float64) followed by an all-gather of the slices. It goes on whenever somebody asks whether it is done.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ DEFAULT_PATIENCE = 600.0
 PIECE = 1 << 24
 #: Pieces under way at once, each with a scratch of its size: the next is on the wire while one is summed.
 WINDOW = 3
-#: Seconds that the thread sleeps between two looks at MPI: short to begin with, then long, so that it takes no core from
-#: those that compute.
+#: Seconds of sleep between two looks at MPI while waiting: short to begin with, then long.
 NAPS = (1e-4, 2e-3)
 #: How long the others may need to notice that the run is over, in seconds.
 GRACE = 0.3
@@ -76,26 +75,21 @@ def library() -> Any:
 class Pieces:
     """The `Pending` of a mean: finished when all its pieces are."""
 
-    def __init__(self, world: MPI, pieces: int) -> None:
-        self._world, self._left = world, pieces
-        self._finished = threading.Event()
-        if not pieces:
-            self._finished.set()
-
-    def finish_one(self) -> None:
-        """One more piece is there."""
-        self._left -= 1
-        if not self._left:
-            self._finished.set()
+    def __init__(self, world: MPI, left: int) -> None:
+        self._world, self.left = world, left
 
     def done(self) -> bool:
-        """Whether it is finished; raises what went wrong."""
-        self._world.check()
-        return self._finished.is_set()
+        """Whether it is finished, after a look at what has arrived; raises what went wrong, also that others do not go on."""
+        if self.left:
+            self._world.advance()
+        return not self.left
 
     def wait(self) -> None:
-        """Return when it is finished; raises what went wrong, also that others make no progress."""
-        self._world.until(self._finished.wait)
+        """Return when it is finished; raises what went wrong."""
+        for nap in naps():
+            if self.done():
+                return
+            time.sleep(nap)
 
 
 @dataclass(eq=False)
@@ -131,8 +125,8 @@ class MPI(World):
 
     Notes
     -----
-    A thread ("vggnet-mpi") makes the means go on, and sleeps between its looks at MPI. When a process on the same machine
-    dies, another thread notices at once, says which rank it was, and ends all. When a rank anywhere makes no progress for
+    Nothing here waits within MPI, where it would take a core from those that compute. When a process on the same machine
+    dies, a thread notices at once, says which rank it was, and ends all. When a rank anywhere makes no progress for
     VGGNET_MPI_PATIENCE seconds (600 if that is not set) while another waits for it, that is an error that names it. An
     exception that nobody catches ends all processes.
     """
@@ -153,13 +147,12 @@ class MPI(World):
         self._check_size()
         self.advice = ""
         self._patience = float(os.environ.get(PATIENCE, DEFAULT_PATIENCE))
-        self._error: BaseException | None = None
-        self._moved = time.monotonic()
+        self._moved = time.monotonic()  # when something last arrived that was waited for
         self._tag = 0
         self._scratch: list[_C.Tensor] = []
         self._waiting: deque[Piece] = deque()
         self._active: list[Piece] = []
-        self._wake = threading.Condition()
+        self._advancing = threading.Lock()
         self._closed = threading.Event()
         self._hook = sys.excepthook
         sys.excepthook = self._uncaught
@@ -169,7 +162,6 @@ class MPI(World):
         self.local_rank, self.local_size = local.index(self.rank), len(local)
         self.threads = _own_cpus([everyone[rank][3] for rank in local], self.local_rank)
         _C.set_num_threads(self.threads)
-        threading.Thread(target=self._progress, name="vggnet-mpi", daemon=True).start()
         self._watch(
             {r: everyone[r][2] for r in local if r != self.rank and everyone[r][1] == _pid_namespace()}
         )
@@ -226,11 +218,13 @@ class MPI(World):
             for start in range(0, tensor.size, PIECE)
         ]
         pending = Pieces(self, len(pieces))
-        with self._wake:
+        with self._advancing:
+            if not self._active:
+                self._moved = time.monotonic()
             for piece in pieces:
                 steps = self._average(piece, tuple(weights), compress, self._next_tag())
                 self._waiting.append(Piece(pending, steps))
-            self._wake.notify()
+        self.advance()
         return pending
 
     def broadcast(self, tensors: Sequence[_C.Tensor]) -> None:
@@ -266,38 +260,22 @@ class MPI(World):
 
     # ---- waiting
 
-    def check(self) -> None:
-        """Raise what went wrong, if anything."""
-        if self._error is not None:
-            raise self._error
+    def _until(self, look: Callable[[], bool], missing: Callable[[], Sequence[int]]) -> None:
+        """Return when ``look()`` is true; `missing` are the ranks that are waited for."""
+        self._moved = time.monotonic()
+        for nap in naps():
+            if look():
+                return
+            self._check_patience(missing)
+            time.sleep(nap)
 
-    def until(
-        self, wait: Callable[[float], bool], missing: Callable[[], Sequence[int]] | None = None
-    ) -> None:
-        """Call ``wait(seconds)`` until it is true; `missing` are the ranks that are waited for."""
-        since = time.monotonic()
-        while not wait(0.1):
-            self.check()
-            if time.monotonic() - max(since, self._moved) > self._patience:
-                ranks = self._late() if missing is None else missing()
-                raise _C.VggError(
-                    f"rank {', '.join(map(str, ranks)) or 'unknown'} made no progress for {self._patience:g} s, while rank "
-                    f"{self.rank} waited for it ({PATIENCE} says how long): it hangs, has died, or cannot be reached"
-                    f"{self._so()}"
-                )
-        self.check()
-
-    def _polled(self, look: Callable[[], bool], missing: Callable[[], Sequence[int]]) -> None:
-        """Return when ``look()`` is true, looking often at first."""
-        naps = iter(_naps())
-
-        def wait(seconds: float) -> bool:
-            end = time.monotonic() + seconds
-            while not (found := look()) and time.monotonic() < end and self._error is None:
-                time.sleep(next(naps))
-            return found
-
-        self.until(wait, missing)
+    def _check_patience(self, missing: Callable[[], Sequence[int]]) -> None:
+        if time.monotonic() - self._moved > self._patience:
+            raise _C.VggError(
+                f"rank {', '.join(map(str, missing())) or 'unknown'} made no progress for {self._patience:g} s, while rank "
+                f"{self.rank} waited for it ({PATIENCE} says how long): it hangs, has died, or cannot be reached"
+                f"{self._so()}"
+            )
 
     def _finish(self, requests: list[Request]) -> None:
         """Wait for them."""
@@ -306,7 +284,7 @@ class MPI(World):
             with self._lock:
                 return bool(self._mpi.Request.Testall(requests))
 
-        self._polled(look, list)
+        self._until(look, list)
 
     def _so(self) -> str:
         return f". {self.advice}" if self.advice else ""
@@ -339,11 +317,11 @@ class MPI(World):
                     raise _C.VggError(f"rank {ended} has ended, while rank {other} waits for it{self._so()}")
             return not missing
 
-        self._polled(look, lambda: sorted(missing))
+        self._until(look, lambda: sorted(missing))
         self._finish(requests)
         return [found[rank] for rank in range(self.size)]
 
-    # ---- means, in the thread
+    # ---- means
 
     def _next_tag(self) -> int:
         self._tag = (self._tag + 1) % TAGS
@@ -407,44 +385,28 @@ class MPI(World):
         scratch = self._scratch.pop() if self._scratch else None
         return scratch if scratch is not None and scratch.size >= size else _C.empty((size,))
 
-    def _progress(self) -> None:
-        """The thread: starts what waits, and goes on with what is under way."""
-        naps = iter(_naps())
+    def advance(self) -> None:
+        """Look at all means under way, and go on with what has arrived; raises what went wrong."""
+        if not self._advancing.acquire(blocking=False):  # another thread does
+            return
         try:
-            while not self._closed.is_set():
-                with self._wake:
-                    while not self._waiting and not self._active and not self._closed.is_set():
-                        self._wake.wait()
-                if self._advance():
-                    naps = iter(_naps())
-                else:
-                    time.sleep(next(naps))
-        except BaseException as error:
-            self._error = (
-                error if isinstance(error, _C.VggError | ValueError) else _C.VggError(f"MPI: {error}")
-            )
-            self._error.__cause__ = error
-
-    def _advance(self) -> bool:
-        """One look at everything under way; whether anything has changed."""
-        moved = False
-        while self._waiting and len(self._active) < WINDOW:
-            piece = self._waiting.popleft()
-            piece.requests = next(piece.steps)
-            self._active.append(piece)
-            moved = True
-        for piece in list(self._active):
-            with self._lock:
-                if not self._mpi.Request.Testall(piece.requests):
-                    continue
-            moved = True
-            piece.requests = next(piece.steps, [])
-            if not piece.requests:
-                self._active.remove(piece)
-                piece.whole.finish_one()
-        if moved:
-            self._moved = time.monotonic()
-        return moved
+            while self._waiting and len(self._active) < WINDOW:
+                piece = self._waiting.popleft()
+                piece.requests = next(piece.steps)
+                self._active.append(piece)
+            for piece in list(self._active):
+                with self._lock:
+                    if not self._mpi.Request.Testall(piece.requests):
+                        continue
+                self._moved = time.monotonic()
+                piece.requests = next(piece.steps, [])
+                if not piece.requests:
+                    self._active.remove(piece)
+                    piece.whole.left -= 1
+            if self._active:
+                self._check_patience(self._late)
+        finally:
+            self._advancing.release()
 
     def _late(self) -> list[int]:
         """The ranks that the oldest piece under way waits for."""
@@ -467,8 +429,6 @@ class MPI(World):
             self._say(str(error))
             self.abort(1)
         self._closed.set()
-        with self._wake:
-            self._wake.notify()
         sys.excepthook = self._hook
         with self._lock:
             self._comm.Free()
@@ -517,7 +477,7 @@ class MPI(World):
         threading.Thread(target=watch, name="vggnet-watch", daemon=True).start()
 
 
-def _naps() -> Iterator[float]:
+def naps() -> Iterator[float]:
     """Seconds to sleep between looks: short, then longer."""
     nap = NAPS[0]
     while True:
