@@ -75,7 +75,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _append(path: Path, kind: str, row: dict[str, Any]) -> None:
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"machine": machine()}
+    new = not path.exists()
+    found: dict[str, Any] = {"machine": machine()} if new else json.loads(path.read_text(encoding="utf-8"))
     found.setdefault(kind, []).append(row | {"commit": commit()})
     text = json.dumps(found, indent=1) + "\n"
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -31,9 +31,8 @@ PHOTOS = 64
 class Photos:
     """JPEG files in memory, of landscape format, whose smallest side is what the net sees and a seventh more."""
 
-    classes = ("one",)
-
     def __init__(self, crop: int) -> None:
+        self.classes = ["one"]
         self.side = crop * 8 // 7
         self.labels = np.zeros(PHOTOS, np.int64)
         random = np.random.default_rng(0)
