@@ -47,6 +47,15 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
+    status = _run(argv)
+    if status in (1, 2):
+        from ..parallel import abort
+
+        abort(status)  # other processes of the run must not wait for this one
+    return status
+
+
+def _run(argv: Sequence[str] | None) -> int:
     top = parser()
     name = "vggnet"
     try:

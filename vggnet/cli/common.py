@@ -13,6 +13,7 @@ import vggnet as vgg
 
 if TYPE_CHECKING:
     from ..data import Dataset
+    from ..parallel import World
     from ..preprocess import Channels
 
 SIZES = {"k": 10, "m": 20, "g": 30, "t": 40}
@@ -73,6 +74,23 @@ def begin(args: argparse.Namespace) -> None:
     if args.threads is not None:
         vgg.set_num_threads(args.threads)
     vgg.empty((1,), device=args.device)
+
+
+def join(args: argparse.Namespace) -> World:
+    """`begin` for a command that processes do together, each on a device of its own; the processes."""
+    from ..parallel import world
+
+    processes = world()
+    if processes.size > 1 and args.device == "cuda":
+        found = vgg.cuda.device_count()
+        if not processes.local_rank < found:
+            raise UsageError(
+                f"--device cuda: process {processes.rank} is number {processes.local_rank} on this machine, which has {found} "
+                "CUDA devices; start as many processes as there are devices"
+            )
+        args.device = f"cuda:{processes.local_rank}"
+    begin(args)
+    return processes
 
 
 # ---- types of arguments: argparse reports their errors as usage errors

@@ -13,9 +13,9 @@ from ..progress import Progress
 from .common import (
     UsageError,
     add_command,
-    begin,
     columns,
     data_option,
+    join,
     open_data,
     positive,
     positive_list,
@@ -184,6 +184,10 @@ def run(args: argparse.Namespace) -> int:
         _list_rows(args.json)
         return 0
     names, reports = _fuse(args) if args.fuse else _evaluate(args)
+    from ..parallel import world
+
+    if world().rank > 0:
+        return 0
     if args.posteriors is not None:
         _store(Path(args.posteriors), names, reports)
     if args.json:
@@ -208,7 +212,7 @@ def _evaluate(args: argparse.Namespace) -> tuple[list[str], list[Report]]:
 
     if not args.models or args.data is None:
         raise UsageError("MODEL and --data are needed (or --fuse, or --paper list)")
-    begin(args)
+    world = join(args)
     given = _rows(args)
     models = [
         vgg.load(path, device=args.device, weight_dtype=args.weight_dtype, precision=args.precision)
@@ -233,7 +237,7 @@ def _evaluate(args: argparse.Namespace) -> tuple[list[str], list[Report]]:
                 entries.append(pairs)
                 names.append(f"{' + '.join(labels)} {kind}")
     dataset = open_data(args.data, args.part, channels=models[0].in_channels)
-    with Progress("evaluate") as progress:
+    with Progress("evaluate", None if world.rank == 0 else False) as progress:
         reports = compare(
             entries,
             dataset,

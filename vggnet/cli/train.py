@@ -18,10 +18,10 @@ from .common import (
     Interrupted,
     UsageError,
     add_command,
-    begin,
     columns,
     fraction,
     has_val,
+    join,
     open_data,
     print_json,
 )
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{option} goes {'with' if args.paper is None else 'without'} --paper")
     if args.devices is not None:
         _check_devices(args)
-    begin(args)
+    join(args).advice = f"Go on with: vggnet train --resume {args.resume or args.out}, started as before"
     if args.paper is not None:
         return _new_stages(args)
     if args.resume is None:
@@ -248,7 +248,7 @@ def _arguments(args: argparse.Namespace, train_data: Dataset, trained: vgg.VGG |
     else:
         from ..data import statistics
 
-        with Progress("mean of the training images") as progress:
+        with Progress("mean of the training images", None if _first() else False) as progress:
             found = statistics(
                 train_data, workers=args.workers, strict=args.strict or None, progress=progress
             )

@@ -6,13 +6,16 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from ..data import Loader
+from .. import parallel
+from ..data import Broken, Loader
 from ..data.base import single_labels
+from ..data.loader import share
 from .passes import Pyramid, Rows, average, build_pyramid, crops_per_image, key_of, part_posteriors
 from .presets import Preset, model_facts
 from .protocol import Protocol, check_scales, resolve
@@ -21,6 +24,7 @@ from .report import Count, Report
 if TYPE_CHECKING:
     from ..data import Dataset
     from ..models import VGG
+    from ..parallel import World
 
     Pair = tuple[VGG, Protocol | str]
     Entry = VGG | Pair | Sequence[VGG | Pair] | tuple[VGG | Sequence[VGG], Preset]
@@ -38,6 +42,7 @@ def evaluate(
     progress: Progress | None = None,
     keep_posteriors: bool = True,
     strict: bool = False,
+    world: World | None = None,
 ) -> Report:
     """Top-1 and top-5 error of a net, or of the fusion of several, on a data set.
 
@@ -51,6 +56,8 @@ def evaluate(
     progress : called as ``progress(done, total)`` with numbers of images
     keep_posteriors : keep (N, classes) float32 in the report: 200 MB for 50,000 images and 1000 classes
     strict : the first broken image raises; otherwise they count as wrong, and more than 1 % of them raises
+    world : processes that share the images: all of them make this call, and each gets the whole report, which is that of one
+        process bit for bit; default: those that mpirun or srun started (:func:`vggnet.parallel.world`)
 
     Raises
     ------
@@ -61,7 +68,13 @@ def evaluate(
         Too many broken images.
     """
     return compare(
-        [model_or_list], dataset, protocol, progress=progress, keep_posteriors=keep_posteriors, strict=strict
+        [model_or_list],
+        dataset,
+        protocol,
+        progress=progress,
+        keep_posteriors=keep_posteriors,
+        strict=strict,
+        world=world,
     )[0]
 
 
@@ -73,6 +86,7 @@ def compare(
     progress: Progress | None = None,
     keep_posteriors: bool = True,
     strict: bool = False,
+    world: World | None = None,
 ) -> list[Report]:
     """Several evaluations in one pass over the data: one report for each entry.
 
@@ -80,6 +94,7 @@ def compare(
     pair. Images are read and rescaled once, and what entries have in common (the same model under the same
     protocol; the dense part of "combined") is computed once. The rest is as in :func:`evaluate`.
     """
+    world = parallel.world() if world is None else world
     rows = [_row(entry, protocol) for entry in entries]
     groups = [_pairs(entry, protocol) for entry in entries]
     if not groups:
@@ -105,7 +120,10 @@ def compare(
     together = int(CHUNK_BATCHES * batch / sum(crops_per_image(m, p) for m, p in parts.values()))
     together = min(max(together, 1), batch)
 
-    counts = [Count(n, group[0][0].num_classes, keep_posteriors) for group in groups]
+    # Whole chunks for each process: what shares a pass, and so every bit, is as in one process.
+    own = share(-(-n // together), world.rank, world.size)
+    first, last = (min(chunk * together, n) for chunk in (own.start, own.stop))
+    counts = [Count(first, last, group[0][0].num_classes, keep_posteriors) for group in groups]
     spent = dict.fromkeys(parts, 0.0)
     waited = 0.0
     # The loader carries whatever its transform makes of an image: here the image at every scale.
@@ -116,7 +134,8 @@ def compare(
         strict=strict or None,
     )
     clock = time.perf_counter()
-    for numbers, chunk, _ in cast("Iterable[tuple[Rows, list[Pyramid], Rows]]", loader):
+    batches = loader.batches(range(first, last))
+    for numbers, chunk, _ in cast("Iterable[tuple[Rows, list[Pyramid], Rows]]", batches):
         waited += time.perf_counter() - clock
         results = {}
         for key, (model, part) in parts.items():
@@ -127,17 +146,20 @@ def compare(
             each = [average([results[id(m), part] for part in p.parts()]) for m, p in group]
             count.add(numbers, average(each), labels[numbers])
         if progress is not None:
-            progress(int(numbers[-1]) + 1, n)
+            progress(min((int(numbers[-1]) + 1 - first) * world.size, n), n)  # all are about as far
+        world.alive()
         clock = time.perf_counter()
-    names = _names_sha256(dataset)
+    seconds = [waited + sum(spent[key] for key in _used(group)) for group in groups]
+    seconds = _together(world, loader, counts, seconds)
+    names, broken = _names_sha256(dataset), sorted(loader.broken, key=lambda b: b.index)
     return [
         Report(
-            top1=100.0 * (count.top1 + len(loader.broken)) / n,
-            top5=100.0 * (count.top5 + len(loader.broken)) / n,
+            top1=100.0 * (count.top1 + len(broken)) / n,
+            top5=100.0 * (count.top5 + len(broken)) / n,
             count=n,
-            broken=loader.broken,
+            broken=broken,
             not_finite=count.not_finite,
-            seconds=waited + sum(spent[key] for key in _used(group)),
+            seconds=time_taken,
             labels=labels,
             names_sha256=names,
             models=[model_facts(model) for model, _ in group],
@@ -145,8 +167,23 @@ def compare(
             posteriors=count.posteriors,
             paper=row,
         )
-        for row, group, count in zip(rows, groups, counts, strict=True)
+        for row, group, count, time_taken in zip(rows, groups, counts, seconds, strict=True)
     ]
+
+
+def _together(world: World, loader: Loader, counts: Sequence[Count], seconds: Sequence[float]) -> list[float]:
+    """Add up what the processes found, in the order of images; returns the seconds of the slowest."""
+    if world.size == 1:
+        return list(seconds)
+    told = world.gather(
+        [[asdict(b) for b in loader.broken], [count.wrong for count in counts], list(seconds)]
+    )
+    loader.note_broken(Broken(**b) for broken, *_ in told for b in broken)
+    for number, count in enumerate(counts):
+        count.wrong = [sum(found) for found in zip(*(wrong[number] for _, wrong, _ in told), strict=True)]
+        if count.posteriors is not None:
+            count.posteriors = world.concatenate(count.posteriors)
+    return [max(times) for times in zip(*(times for *_, times in told), strict=True)]
 
 
 def _row(entry: Entry, protocol: Protocol | Preset | str) -> Preset | None:

@@ -318,15 +318,35 @@ def wrong(posteriors: Array, labels: npt.NDArray[np.int64], k: int) -> npt.NDArr
 
 
 class Count:
-    """Errors of one report, chunk by chunk, so that posteriors need not be kept."""
+    """Errors of one report on images `first` to `last` - 1, chunk by chunk, so that posteriors need not be kept."""
 
-    def __init__(self, n: int, classes: int, keep: bool) -> None:
-        self.top1 = self.top5 = self.not_finite = 0
-        self.posteriors = np.full((n, classes), np.nan, np.float32) if keep else None
+    def __init__(self, first: int, last: int, classes: int, keep: bool) -> None:
+        self.first = first
+        self.wrong = [
+            0,
+            0,
+            0,
+        ]  # images that are wrong by top-1, by top-5, and whose posteriors are not finite
+        self.posteriors = np.full((last - first, classes), np.nan, np.float32) if keep else None
+
+    @property
+    def top1(self) -> int:
+        return self.wrong[0]
+
+    @property
+    def top5(self) -> int:
+        return self.wrong[1]
+
+    @property
+    def not_finite(self) -> int:
+        return self.wrong[2]
 
     def add(self, rows: Rows, posteriors: Array, labels: npt.NDArray[np.int64]) -> None:
-        self.top1 += int(wrong(posteriors, labels, 1).sum())
-        self.top5 += int(wrong(posteriors, labels, 5).sum())
-        self.not_finite += int((~np.isfinite(posteriors)).any(axis=1).sum())
+        found = (
+            wrong(posteriors, labels, 1),
+            wrong(posteriors, labels, 5),
+            (~np.isfinite(posteriors)).any(axis=1),
+        )
+        self.wrong = [total + int(mask.sum()) for total, mask in zip(self.wrong, found, strict=True)]
         if self.posteriors is not None:
-            self.posteriors[rows] = posteriors
+            self.posteriors[rows - self.first] = posteriors

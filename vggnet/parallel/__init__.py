@@ -10,7 +10,7 @@ from __future__ import annotations
 from .averaging import Averaging
 from .buckets import BUCKET_BYTES, plan_buckets
 from .replicas import Ready, Replica, Replicas, check_devices
-from .world import Alone, Pending, World, world
+from .world import Alone, Pending, World, abort, world
 
 __all__ = [
     "BUCKET_BYTES",
@@ -21,6 +21,7 @@ __all__ = [
     "Replica",
     "Replicas",
     "World",
+    "abort",
     "check_devices",
     "plan_buckets",
     "world",

@@ -49,6 +49,7 @@ GRACE = 0.3
 WORDS, ROWS, FIRST = 1, 2, 16
 TAGS = 1 << 13
 BYE = "bye"  # what a rank that ends sends in place of a value
+ALIVE = "alive"  # what one that goes on with long work sends before it
 
 
 def library() -> Any:
@@ -148,6 +149,8 @@ class MPI(World):
         self.advice = ""
         self._patience = float(os.environ.get(PATIENCE, DEFAULT_PATIENCE))
         self._moved = time.monotonic()  # when something last arrived that was waited for
+        self._told = self._moved  # when this rank last said that it is alive
+        self._telling: list[Request] = []
         self._tag = 0
         self._scratch: list[_C.Tensor] = []
         self._waiting: deque[Piece] = deque()
@@ -258,6 +261,15 @@ class MPI(World):
             self._finish(requests)
         return result
 
+    def alive(self) -> None:
+        """Tell the others that this process goes on; see `World`."""
+        if time.monotonic() - self._told > self._patience / 10:
+            self._told = time.monotonic()
+            with self._lock:
+                self._telling = [request for request in self._telling if not request.Test()]
+                data = [ALIVE.encode(), self._mpi.BYTE]
+                self._telling += [self._comm.Isend(data, peer, WORDS) for peer in self._others()]
+
     # ---- waiting
 
     def _until(self, look: Callable[[], bool], missing: Callable[[], Sequence[int]]) -> None:
@@ -309,9 +321,11 @@ class MPI(World):
                         continue
                     buffer = bytearray(status.Get_count(self._mpi.BYTE))
                     self._comm.Recv([buffer, self._mpi.BYTE], peer, WORDS)
+                self._moved = time.monotonic()
+                if buffer == ALIVE.encode():
+                    continue
                 found[peer] = buffer.decode()
                 missing.discard(peer)
-                self._moved = time.monotonic()
                 if (found[peer] == BYE) != (text == BYE):
                     ended, other = (self.rank, peer) if text == BYE else (peer, self.rank)
                     raise _C.VggError(f"rank {ended} has ended, while rank {other} waits for it{self._so()}")

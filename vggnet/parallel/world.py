@@ -36,12 +36,15 @@ class World(ABC):
         Which this is, 0 to `size` - 1. Rank 0 alone writes files and talks to the user.
     size : int
         How many there are.
+    local_rank : int
+        Which this is of those on its machine.
     advice : str
         What to do after a failure, such as how to resume: added to the message when another rank is lost.
     """
 
     rank: int
     size: int
+    local_rank = 0
     advice = ""
 
     @abstractmethod
@@ -80,6 +83,10 @@ class World(ABC):
     @abstractmethod
     def concatenate(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """The rows of every rank, each (n, ...) with an n of its own, in the order of ranks."""
+
+    @abstractmethod
+    def alive(self) -> None:
+        """Tell the others, who may wait for this process, that it goes on: in work of which each may take another time."""
 
     @abstractmethod
     def abort(self, status: int) -> None:
@@ -123,6 +130,9 @@ class Alone(World):
     def concatenate(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Those rows."""
         return rows
+
+    def alive(self) -> None:
+        """Nobody waits."""
 
     def abort(self, status: int) -> None:
         """Nothing is to be done: this process ends by itself."""

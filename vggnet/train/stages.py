@@ -210,7 +210,7 @@ def run_stages(
     if processes.rank == 0:
         _claim(out, plan)
     processes.gather(None)  # all wait for it
-    progress = Progress("stages", options.get("progress"))
+    progress = Progress("stages", options.get("progress") if processes.rank == 0 else False)
     for number, stage in enumerate(plan):
         what = f"stage {stage.name} ({number + 1} of {len(plan)})"
         if (out / stage.name / MODEL_FILE).exists():

@@ -381,12 +381,13 @@ class Trainer:
         model, recipe, size = self.model, self.recipe, self.model.input_size
         self._check_processes()
         if recipe.rgb_shift is not None:
-            covariance = model.preprocessing.covariance
-            if covariance is None and self.world.rank == 0:
+            covariance = self.world.gather(model.preprocessing.covariance)[
+                0
+            ]  # a resumed run's is rank 0's alone
+            if covariance is None:  # every process computes it: no longer than to wait for one
                 self.progress.note("computing the covariance of the channels over the training images")
                 covariance = self._covariance()
-            covariance = tuple(map(tuple, self.world.gather(covariance)[0]))
-            model.preprocessing = replace(model.preprocessing, covariance=covariance)
+            model.preprocessing = replace(model.preprocessing, covariance=tuple(map(tuple, covariance)))
         self.augmentation = Augmentation(
             size, recipe.scale, recipe.mirror, recipe.rgb_shift, model.preprocessing.covariance, recipe.seed
         )
