@@ -21,6 +21,15 @@ OPEN_MPI = {  # of its own; other MPIs do not look at them
 }
 
 
+NARROW = """
+from vggnet import configs
+for name, text in configs.CONFIGS.items():
+    for wide, few in (("64", "2"), ("128", "3"), ("256", "4"), ("512", "5")):
+        text = text.replace(wide, few)
+    configs.CONFIGS[name] = text
+"""  # the beginning of a program whose nets are as those of the fixture `narrow`
+
+
 def start(n, *arguments, **environment):
     """``python ...`` as n processes; what they print, on both streams, is the stdout."""
     return subprocess.Popen(

@@ -164,3 +164,55 @@ def test_alone():
     alone = parallel.Alone()
     alone.abort(1)
     assert alone.concatenate("rows") == "rows"
+
+
+# A report of all processes is that of one, which rank 0 computes beside.
+EVALUATION = """
+import numpy as np, vggnet as vgg
+from vggnet import evaluate, parallel
+from vggnet._C import ImageError
+
+class Data:
+    classes = [str(i) for i in range(10)]
+    labels = np.arange(102) % 10
+    broken = (101,)
+    def __len__(self):
+        return 102
+    def name(self, i):
+        return f"{i}.jpg"
+    def image(self, i):
+        if i in self.broken:
+            raise ImageError(f"{i}.jpg is broken")
+        rng = np.random.default_rng(i)
+        return rng.integers(0, 256, (32 + i % 3, 34 + i % 2, 3), np.uint8)
+
+world = parallel.world()
+model = vgg.VGG("A", 10, 32, fc_width=16, init="xavier")
+seen = []
+for name, batch in (("center", 8), ("dense", 2)):
+    protocol = evaluate.Protocol(name, (32,), batch=batch)
+    for data in (Data(), vgg.data.Subset(Data(), [2, 3])):  # fewer chunks than processes
+        ours = evaluate.evaluate(model, data, protocol, progress=lambda done, n: seen.append(done / n))
+        assert len(ours.broken) == (len(data) == 102)
+        assert len(data) == 2 or seen[-1] > 0.9
+        if world.rank:
+                continue
+        alone = evaluate.evaluate(model, data, protocol, world=parallel.Alone())
+        np.testing.assert_array_equal(ours.posteriors, alone.posteriors)
+        same = [r.to_dict() | {"seconds": 0, "images_per_second": 0} for r in (ours, alone)]
+        assert same[0] == same[1], same
+Data.broken = (0, 99)  # on two ranks
+try:
+    evaluate.evaluate(model, Data(), "center")
+except ImageError as error:
+    assert "2 of the 102" in str(error)
+else:
+    raise AssertionError("two of 102 are more than 1 %")
+print("all is well")
+"""
+
+
+@launcher.needs_mpi
+def test_evaluation_by_processes_is_that_of_one_bit_for_bit():
+    status, output = launcher.run(3, "-c", launcher.NARROW + EVALUATION)
+    assert status == 0 and output.count("all is well") == 3, output

@@ -146,7 +146,7 @@ def compare(
             each = [average([results[id(m), part] for part in p.parts()]) for m, p in group]
             count.add(numbers, average(each), labels[numbers])
         if progress is not None:
-            progress(min((int(numbers[-1]) + 1 - first) * world.size, n), n)  # all are about as far
+            progress((int(numbers[-1]) + 1 - first) * n // (last - first), n)  # all are about as far
         world.alive()
         clock = time.perf_counter()
     seconds = [waited + sum(spent[key] for key in _used(group)) for group in groups]
