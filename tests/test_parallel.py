@@ -387,8 +387,8 @@ def test_an_error_while_averaging_comes_out(monkeypatch, small_buckets):
 # ---- processes, played by threads
 
 
-class Slow:
-    """A mean that needs to be asked a few times."""
+class Late:
+    """A mean that comes when it was asked for a few times."""
 
     def __init__(self, finish):
         self.asked, self.finish = 0, finish
@@ -410,7 +410,7 @@ class Threads(parallel.World):
     def exchange(self, key, value):
         with self.shared["lock"]:
             self.shared["values"].setdefault(key, {})[self.rank] = value
-        self.shared[threading.current_thread().name.startswith("vggnet-averaging")].wait(60)
+        self.shared[key[0]].wait(60)
         return [self.shared["values"][key][r] for r in range(self.size)]
 
     def gather(self, value):
@@ -438,7 +438,7 @@ class Threads(parallel.World):
                 )
                 tensor.copy_((total / sum(weights)).astype(np.float32))
 
-        return Slow(finish)
+        return Late(finish)
 
     def broadcast(self, tensors):
         values = self.exchange(("broadcast", 0), [tensor.numpy().copy() for tensor in tensors])[0]
@@ -448,12 +448,8 @@ class Threads(parallel.World):
 
 def in_processes(monkeypatch, size, function):
     """function(rank) in each of `size` threads that take each other for processes; their results."""
-    shared = {
-        "lock": threading.Lock(),
-        "values": {},
-        False: threading.Barrier(size),
-        True: threading.Barrier(size),
-    }
+    barriers = {kind: threading.Barrier(size) for kind in ("gather", "mean", "broadcast")}
+    shared = {"lock": threading.Lock(), "values": {}, **barriers}
     local = threading.local()
     monkeypatch.setattr(parallel, "world", lambda: local.world)
 
@@ -462,7 +458,7 @@ def in_processes(monkeypatch, size, function):
         try:
             return function(rank)
         except BaseException:
-            for barrier in (shared[False], shared[True]):
+            for barrier in barriers.values():
                 barrier.abort()
             raise
 

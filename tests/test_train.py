@@ -45,8 +45,15 @@ def patterns(n, seed=0):
 
 
 def net(seed=1, **changes):
-    arguments = {"dropout": 0.5, "init": "xavier", "mean": [120.0], "classes": CLASSES, **changes}
-    return vgg.VGG("A", num_classes=4, input_size=32, in_channels=1, fc_width=32, seed=seed, **arguments)
+    arguments = {
+        "fc_width": 32,
+        "dropout": 0.5,
+        "init": "xavier",
+        "mean": [120.0],
+        "classes": CLASSES,
+        **changes,
+    }
+    return vgg.VGG("A", num_classes=4, input_size=32, in_channels=1, seed=seed, **arguments)
 
 
 SMALL = Recipe(

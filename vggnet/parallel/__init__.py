@@ -7,7 +7,7 @@ replica: what one device would do with the whole batch, to rounding.
 
 from __future__ import annotations
 
-from .averaging import Averaging
+from .averaging import Averages, Engine, Meeting, Member
 from .buckets import BUCKET_BYTES, plan_buckets
 from .replicas import Ready, Replica, Replicas, check_devices
 from .world import Alone, Pending, World, abort, world
@@ -15,7 +15,10 @@ from .world import Alone, Pending, World, abort, world
 __all__ = [
     "BUCKET_BYTES",
     "Alone",
-    "Averaging",
+    "Averages",
+    "Engine",
+    "Meeting",
+    "Member",
     "Pending",
     "Ready",
     "Replica",

@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from .. import _C
+from .. import _C, nccl
 from ..models import VGG
-from .averaging import Averaging
+from .averaging import Asked, Averages, Engine, Meeting, Member
 from .buckets import plan_buckets
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ class Replica:
         Of the layers that learn. Gradients are 0 at first, since those of a part without images count with weight 0.
     x : Tensor, optional
         The input of one pass, (images, side, side, channels).
+    averages : Averages, optional
+        With other replicas, while a run goes on.
     """
 
     def __init__(self, number: int, model: VGG, layers: Collection[str]) -> None:
@@ -43,6 +45,7 @@ class Replica:
         self.grads = {name: _C.zeros(shape, device=model.device) for name, shape in shapes.items()}
         self.velocities = {name: _C.zeros(shape, device=model.device) for name, shape in shapes.items()}
         self.x: _C.Tensor | None = None
+        self.averages: Averages | None = None  # while there are several
 
     def __str__(self) -> str:
         return f"replica {self.number} ({self.model.device})"
@@ -55,8 +58,8 @@ class Replica:
 class Replicas:
     """The replicas of this process. Leaving the with-block ends their threads.
 
-    With one replica, and no other process, everything happens in the caller's thread: there is nothing to average, and signals
-    are met between layers. Otherwise each replica has a thread, if there are several in this process, and another one averages.
+    With one replica in this process, everything happens in the caller's thread; otherwise each has a thread of its own. CUDA
+    devices average by NCCL, CPU devices of one process by a thread (`Meeting`), processes by their `World`.
 
     Parameters
     ----------
@@ -89,14 +92,14 @@ class Replicas:
         self.local = [self.first]
         self.count = world.size * len(devices)
         self.threads: list[ThreadPoolExecutor] = []
-        self.averaging: Averaging | None = None
+        self.ends: list[Callable[[], None]] = []  # of what averages
         learnt = tuple(self.first.grads)
         self.buckets = plan_buckets(model.parameters, layers) if self.count > 1 else [learnt]
 
     def start(self, input_shape: tuple[int, ...]) -> None:
         """Make the copies, of the weights and velocities that the model has now (rank 0's), and the input of each."""
         first, parameters = self.first, self.first.model.parameters
-        self.world.broadcast([*parameters.values(), *first.velocities.values()])
+        self._broadcast([*parameters.values(), *first.velocities.values()])
         for number, device in enumerate(self.devices[1:], 1):
             copy = Replica(number, VGG(**first.model.to_dict(), init=None, device=device), self.layers)
             for name, tensor in copy.model.parameters.items():
@@ -107,9 +110,38 @@ class Replicas:
         for replica in self.local:
             replica.x = _C.empty(input_shape, device=replica.model.device)
         if len(self.local) > 1:
-            self.threads = [ThreadPoolExecutor(1, f"vggnet-{replica.model.device}") for replica in self.local]
+            self.threads = [ThreadPoolExecutor(1, f"vggnet-{device}") for device in self.devices]
         if self.count > 1:
-            self.averaging = Averaging([replica.grads for replica in self.local], self.buckets, self.world)
+            for replica, engine in zip(self.local, self._engines(), strict=True):
+                replica.averages = Averages(engine, replica.grads, self.buckets)
+
+    def _broadcast(self, tensors: Sequence[_C.Tensor]) -> None:
+        if self.world.size > 1:
+            on_host = [tensor.to(device="cpu") for tensor in tensors]  # itself, when it is there
+            self.world.broadcast(on_host)
+            for tensor, copy in zip(tensors, on_host, strict=True):
+                if tensor is not copy:
+                    tensor.copy_(copy)
+
+    def _engines(self) -> Sequence[Engine]:
+        """What averages, for each replica of this process."""
+        if self.devices[0].startswith("cuda"):
+            id = self.world.gather(nccl.unique_id().hex() if self.world.rank == 0 else None)[0]
+
+            def join(replica: Replica) -> nccl.Communicator:
+                device = replica.model.device
+                return nccl.Communicator(bytes.fromhex(id), replica.number, self.count, device)
+
+            communicators = self.map(join)  # each waits for the others
+            self.ends = [communicator.abort for communicator in communicators]
+            return communicators
+        if self.world.size > 1:
+            asked = Asked(self.world)
+            self.ends = [asked.close]
+            return [asked]
+        meeting = Meeting(self.count)
+        self.ends = [meeting.close]
+        return [Member(meeting, replica.number) for replica in self.local]
 
     def __enter__(self) -> Replicas:
         return self
@@ -117,11 +149,13 @@ class Replicas:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        for end in self.ends:
+            end()
         for thread in self.threads:
             thread.shutdown()
-        if self.averaging is not None:
-            self.averaging.close()
-        self.threads, self.averaging = [], None
+        for replica in self.local:
+            replica.averages = None
+        self.threads, self.ends = [], []
         del self.local[1:]
 
     @contextlib.contextmanager
@@ -165,16 +199,16 @@ class Replicas:
         list
             What `compute` returned for each replica of this process; None for one without images.
         """
-        averaging = self.averaging
-        if averaging is None:
-            return [compute(self.first, None)]
-        averaging.begin(counts)
 
         def part(replica: Replica) -> T | None:
+            averages = replica.averages
+            if averages is None:
+                return compute(replica, None)
+            averages.begin(counts)
             if counts[replica.number]:
-                return compute(replica, averaging.ready)
+                return compute(replica, averages.ready)
             for names in self.buckets:
-                averaging.ready(names)
+                averages.ready(names)
             return None
 
         return self.map(part)
@@ -184,8 +218,8 @@ class Replicas:
 
         def every(replica: Replica) -> None:
             for number, names in enumerate(self.buckets):
-                if self.averaging is not None:
-                    self.averaging.wait(number)
+                if replica.averages is not None:
+                    replica.averages.wait(number)
                 descend(replica, names)
 
         self.map(every)

@@ -278,6 +278,7 @@ class Trainer:
             raise ValueError(f"fit: checkpoint_every is {every}; expected at least 1")
         assert self.checkpoints is not None
         directory, self.checkpoint_every = self.checkpoints.directory, every
+        self.world.advice = f"To go on: the same call with resume=True (vggnet train --resume {directory})"
         found = None
         if self.world.rank == 0:
             if not resume and self.checkpoints.paths():
