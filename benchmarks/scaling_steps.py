@@ -19,7 +19,7 @@ from PIL import Image
 from vggnet import _C, data, ops, parallel
 from vggnet.augment import Augmentation
 from vggnet.data.loader import Batch, share
-from vggnet.parallel.averaging import Averaging
+from vggnet.parallel.averaging import Averages
 from vggnet.parallel.replicas import Ready, Replica, Replicas
 from vggnet.preprocess import Pixels, load_rescaled
 
@@ -54,11 +54,11 @@ class Photos:
         return load_rescaled(self.files[i], self.side)[0]
 
 
-class Off(Averaging):
+class Off(Averages):
     """Averages nothing."""
 
     def __init__(self) -> None:
-        """No thread."""
+        """No engine."""
 
     def begin(self, counts: Sequence[int]) -> None:
         """Nothing is to be done."""
@@ -199,12 +199,14 @@ class Steps:
             for names in replicas.buckets:
                 descend(replicas.first, names)
         else:
-            averaging = replicas.averaging
+            averages = [replica.averages for replica in replicas.local]
             if mode == "off":
-                replicas.averaging = Off()
+                for replica in replicas.local:
+                    replica.averages = Off()
             replicas.gradients(counts, compute)
             replicas.update(descend)
-            replicas.averaging = averaging
+            for replica, own in zip(replicas.local, averages, strict=True):
+                replica.averages = own
         return [list(vars(self.times[number]).values()) for number in sorted(self.times)]
 
     def _compute(
@@ -223,15 +225,17 @@ class Steps:
     def exchanges(self) -> list[dict[str, float]]:
         """Each bucket averaged while nobody computes: its bytes, seconds, and the seconds of CPU time that each replica's own
         process spent."""
-        averaging, found = self.replicas.averaging, []
-        assert averaging is not None
+        found = []
+        averages = [replica.averages for replica in self.replicas.local if replica.averages is not None]
         for number, names in enumerate(self.replicas.buckets):
             self.world.gather(None)
-            averaging.begin(self.counts["on"])
+            for own in averages:
+                own.begin(self.counts["on"])
             begin, cpu = time.perf_counter(), time.process_time()
-            for _ in self.replicas.local:
-                averaging.ready(names)
-            averaging.wait(number)
+            for own in averages:
+                own.ready(names)
+            for own in averages:
+                own.wait(number)
             found.append(
                 {
                     "bytes": sum(self.replicas.first.grads[name].nbytes for name in names),
