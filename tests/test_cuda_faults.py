@@ -260,6 +260,8 @@ from vggnet import _C, ops
 def work():
     x, w = (vgg.tensor(np.ones(s, np.float32), device="cuda") for s in [(1, 4, 4, 4), (4, 3, 3, 4)])
     y = ops.linear(ops.conv2d(x, w).reshape((1, 64)), vgg.tensor(np.ones((2, 64), np.float32), device="cuda"))
+    batch = ops.augment([np.ones((2, 2, 3), np.uint8)], np.zeros((1, 3), np.int64), 2, (0.0, 0.0, 0.0), device="cuda")
+    assert (batch.numpy() == 1).all()
     return y.numpy().tolist()
 
 try:
@@ -278,6 +280,9 @@ assert work() == [[1600.0] * 2]
     [
         ("cudaHostAlloc:1", "MemoryError cuda:0"),
         ("cudaEventCreateWithFlags:8", "MemoryError cuda:0"),
+        ("cudaEventCreateWithFlags:9", "MemoryError cuda:0"),
+        ("cudaEventCreateWithFlags:10", "MemoryError cuda:0"),
+        ("cudaStreamCreateWithFlags:1", "MemoryError cuda:0"),
         ("cublasCreate:1", "MemoryError cuda:0: cuBLAS"),
         ("cublasSetMathMode:1", "DeviceError cuda:0: cuBLAS"),
         ("cudnnCreate:1", "DeviceError cuda:0: cuDNN"),

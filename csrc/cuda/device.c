@@ -6,7 +6,9 @@
  * when the device is waited for. Counters are our own and exact.
  *
  * An upload copies into a ring of pinned memory and returns; the device fetches it when its turn comes. The host waits only
- * when the ring is full of bytes that are still on their way. */
+ * when the ring is full of bytes that are still on their way. Training images are fetched on a stream of their own into one of
+ * two stages, so that those of the next step arrive while this one computes: the copy waits only for what read the stage two
+ * fetches before, and what reads it waits for the copy. Stages are kept, since memory of the pool would tie the two together. */
 #include "host.h"
 
 #include <pthread.h>
@@ -14,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { STAGES = 2 };
 enum { SLOTS = 8, SLOT_BYTES = 8 << 20 }; /* the pinned ring of a device: 64 MiB, a batch of 256 crops of 224 x 224 fits */
 
 static struct device {
@@ -23,6 +26,14 @@ static struct device {
     unsigned char *ring; /* pinned, SLOTS * SLOT_BYTES; made at the first upload */
     cudaEvent_t fetched[SLOTS];
     int slot;
+    pthread_mutex_t stage_lock; /* of the stages; taken before `lock` */
+    cudaStream_t copies;        /* non-blocking; made with the first stage */
+    struct {
+        unsigned char *data;
+        size_t bytes;
+        cudaEvent_t sent, read; /* read: what was queued before unstage */
+    } stages[STAGES];
+    int stage;
     pthread_mutex_t library_lock;
     cublasHandle_t cublas;
     cudnnHandle_t cudnn;
@@ -93,6 +104,7 @@ const char *vgg_cuda_open(const char *cublas, const char *cudnn, char *reason, s
     count = count < VGG_CUDA_MAX_DEVICES ? count : VGG_CUDA_MAX_DEVICES;
     for (int i = 0; i < count; i++) {
         pthread_mutex_init(&devices[i].lock, NULL);
+        pthread_mutex_init(&devices[i].stage_lock, NULL);
         pthread_mutex_init(&devices[i].library_lock, NULL);
     }
     device_count = count;
@@ -244,6 +256,16 @@ static cudaError_t prepare_pool(struct device *d, int device)
     return error;
 }
 
+static enum vgg_status no_memory(struct vgg_context *ctx, size_t bytes)
+{
+    size_t free_bytes = 0, total = 0;
+    (void)cudaGetLastError();
+    (void)vgg_cuda_free_memory(ctx->device, &free_bytes, &total);
+    (void)cudaGetLastError();
+    return vgg_fail(ctx->error, VGG_OUT_OF_MEMORY, "cannot allocate %zu bytes on device cuda:%d: %zu of its %zu are free",
+                    bytes, ctx->device, free_bytes, total);
+}
+
 enum vgg_status vgg_cuda_allocate(struct vgg_context *ctx, void **data, size_t bytes)
 {
     *data = NULL;
@@ -259,13 +281,8 @@ enum vgg_status vgg_cuda_allocate(struct vgg_context *ctx, void **data, size_t b
             error = cudaMallocAsync(data, bytes, NULL);
     }
     if (error == cudaErrorMemoryAllocation) {
-        size_t free_bytes = 0, total = 0;
-        (void)cudaGetLastError();
-        (void)vgg_cuda_free_memory(ctx->device, &free_bytes, &total);
-        (void)cudaGetLastError();
         *data = NULL;
-        return vgg_fail(ctx->error, VGG_OUT_OF_MEMORY, "cannot allocate %zu bytes on device cuda:%d: %zu of its %zu are free",
-                        bytes, ctx->device, free_bytes, total);
+        return no_memory(ctx, bytes);
     }
     CUDA_TRY(ctx, error);
     if (streams[ctx->device]) {
@@ -372,21 +389,82 @@ static enum vgg_status send_rows(struct vgg_context *ctx, struct device *d, unsi
     return send_slot(ctx, d, to, filled, stream);
 }
 
-enum vgg_status vgg_cuda_upload_rows(struct vgg_context *ctx, void *to, const struct vgg_cuda_rows *pieces, size_t count)
+enum vgg_status vgg_cuda_upload(struct vgg_context *ctx, void *to, const void *from_host, size_t bytes)
 {
     struct device *d = &devices[ctx->device];
+    const struct vgg_cuda_rows whole = {from_host, 1, bytes, bytes};
     cudaStream_t stream;
     CUDA_PASS(vgg_cuda_enter(ctx, &stream));
     pthread_mutex_lock(&d->lock);
-    enum vgg_status status = send_rows(ctx, d, to, pieces, count, stream);
+    enum vgg_status status = send_rows(ctx, d, to, &whole, 1, stream);
     pthread_mutex_unlock(&d->lock);
     return status;
 }
 
-enum vgg_status vgg_cuda_upload(struct vgg_context *ctx, void *to, const void *from_host, size_t bytes)
+/* The stage holds `bytes`, and the copies' stream may write there. */
+static enum vgg_status prepare_stage(struct vgg_context *ctx, struct device *d, size_t bytes)
 {
-    const struct vgg_cuda_rows whole = {from_host, 1, bytes, bytes};
-    return vgg_cuda_upload_rows(ctx, to, &whole, 1);
+    if (!d->copies)
+        CUDA_TRY(ctx, cudaStreamCreateWithFlags(&d->copies, cudaStreamNonBlocking));
+    if (!d->stages[d->stage].sent)
+        CUDA_TRY(ctx, cudaEventCreateWithFlags(&d->stages[d->stage].sent, cudaEventDisableTiming));
+    if (!d->stages[d->stage].read)
+        CUDA_TRY(ctx, cudaEventCreateWithFlags(&d->stages[d->stage].read, cudaEventDisableTiming));
+    CUDA_TRY(ctx, cudaStreamWaitEvent(d->copies, d->stages[d->stage].read, 0));
+    if (d->stages[d->stage].bytes >= bytes)
+        return VGG_OK;
+    if (d->stages[d->stage].data)
+        CUDA_TRY(ctx, cudaFreeAsync(d->stages[d->stage].data, d->copies));
+    d->stages[d->stage].data = NULL;
+    d->stages[d->stage].bytes = 0;
+    cudaError_t error = cudaMallocAsync((void **)&d->stages[d->stage].data, bytes, d->copies);
+    if (error == cudaErrorMemoryAllocation)
+        return no_memory(ctx, bytes);
+    CUDA_TRY(ctx, error);
+    d->stages[d->stage].bytes = bytes;
+    return VGG_OK;
+}
+
+static enum vgg_status fill_stage(struct vgg_context *ctx, struct device *d, const struct vgg_cuda_rows *pieces, size_t count,
+                                  cudaStream_t stream)
+{
+    size_t bytes = 0;
+    for (size_t i = 0; i < count; i++)
+        bytes += pieces[i].rows * pieces[i].row_bytes;
+    CUDA_PASS(prepare_stage(ctx, d, bytes));
+    pthread_mutex_lock(&d->lock);
+    enum vgg_status status = send_rows(ctx, d, d->stages[d->stage].data, pieces, count, d->copies);
+    pthread_mutex_unlock(&d->lock);
+    CUDA_PASS(status);
+    CUDA_TRY(ctx, cudaEventRecord(d->stages[d->stage].sent, d->copies));
+    CUDA_TRY(ctx, cudaStreamWaitEvent(stream, d->stages[d->stage].sent, 0));
+    return VGG_OK;
+}
+
+enum vgg_status vgg_cuda_stage(struct vgg_context *ctx, unsigned char **staged, const struct vgg_cuda_rows *pieces,
+                               size_t count)
+{
+    struct device *d = &devices[ctx->device];
+    cudaStream_t stream;
+    CUDA_PASS(vgg_cuda_enter(ctx, &stream));
+    pthread_mutex_lock(&d->stage_lock);
+    enum vgg_status status = fill_stage(ctx, d, pieces, count, stream);
+    *staged = d->stages[d->stage].data;
+    if (status != VGG_OK)
+        pthread_mutex_unlock(&d->stage_lock);
+    return status;
+}
+
+enum vgg_status vgg_cuda_unstage(struct vgg_context *ctx)
+{
+    struct device *d = &devices[ctx->device];
+    cudaError_t error = cudaEventRecord(d->stages[d->stage].read, streams[ctx->device]);
+    if (error != cudaSuccess) /* the copy two steps on can't wait for it then, so it is waited for here */
+        (void)cudaStreamSynchronize(streams[ctx->device]);
+    d->stage = (d->stage + 1) % STAGES;
+    pthread_mutex_unlock(&d->stage_lock);
+    CUDA_TRY(ctx, error);
+    return VGG_OK;
 }
 
 enum vgg_status vgg_cuda_download(struct vgg_context *ctx, void *to_host, const void *from, size_t bytes)

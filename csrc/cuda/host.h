@@ -71,9 +71,6 @@ enum vgg_status vgg_cuda_communicator_check(struct vgg_context *ctx, struct vgg_
 void vgg_cuda_communicator_abort(struct vgg_cuda_communicator *c);
 /* Gives everything back; aborts what is under way. */
 void vgg_cuda_communicator_close(struct vgg_cuda_communicator *c);
-/* The table's `average`, of checked weights: by NCCL among devices, whose communicator is made once and kept. */
-enum vgg_status vgg_cuda_average_devices(struct vgg_context *const *ctx, float *const *grad, const double *weight,
-                                         size_t devices, size_t size);
 
 /* ------------------------------------------------------------------------------------------------ cuDNN graphs (graph.c) */
 
@@ -135,11 +132,16 @@ enum vgg_status vgg_cuda_order(struct vgg_context *ctx, intptr_t before, intptr_
 void vgg_cuda_memory_stats(int device, struct vgg_memory_stats *stats);
 void vgg_cuda_reset_peak(int device);
 
-/* Copies `count` pieces of rows from host memory to the device through the pinned ring: see device.c. */
+/* A piece of host memory: rows. */
 struct vgg_cuda_rows {
     const unsigned char *from;
     size_t rows, row_bytes, stride; /* stride: bytes from row to row in `from` */
 };
-enum vgg_status vgg_cuda_upload_rows(struct vgg_context *ctx, void *to, const struct vgg_cuda_rows *pieces, size_t count);
+/* Sends pieces, one after the other, to memory of the device that is kept for it, on a stream of its own: beside what the
+ * device computes. The thread's stream waits for them. Then the caller queues what reads *staged, and calls vgg_cuda_unstage;
+ * nobody else stages on the device meanwhile. After a failure it must not. */
+enum vgg_status vgg_cuda_stage(struct vgg_context *ctx, unsigned char **staged, const struct vgg_cuda_rows *pieces,
+                               size_t count);
+enum vgg_status vgg_cuda_unstage(struct vgg_context *ctx);
 
 #endif

@@ -8,6 +8,7 @@
  * are one launch of NCCL's. Everything is queued on streams of the communicator's own. */
 #define _POSIX_C_SOURCE 200809L /* pthread_mutex_timedlock */
 #include "host.h"
+#include "layers.h"
 
 #include <string.h>
 #include <time.h>
@@ -377,10 +378,13 @@ static enum vgg_status average_here(struct vgg_context *ctx, float *const *grad,
     return VGG_OK;
 }
 
-enum vgg_status vgg_cuda_average_devices(struct vgg_context *const *ctx, float *const *grad, const double *weight,
-                                         size_t devices, size_t size)
+enum vgg_status vgg_cuda_average(struct vgg_context *const *ctx, float *const *grad, const double *weight, size_t devices,
+                                 size_t size)
 {
     size_t different = 0;
+    if (devices > VGG_CUDA_MAX_DEVICES)
+        return vgg_fail(ctx[0]->error, VGG_UNSUPPORTED, "average_gradients: %zu lists; expected at most %d", devices,
+                        VGG_CUDA_MAX_DEVICES);
     for (size_t d = 0; d < devices; d++) {
         bool seen = false;
         for (size_t e = 0; e < d; e++)
