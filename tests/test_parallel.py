@@ -448,7 +448,7 @@ class Threads(parallel.World):
 
 def in_processes(monkeypatch, size, function):
     """function(rank) in each of `size` threads that take each other for processes; their results."""
-    barriers = {kind: threading.Barrier(size) for kind in ("gather", "mean", "broadcast")}
+    barriers = {kind: threading.Barrier(size) for kind in ("gather", "mean", "broadcast", "rows")}
     shared = {"lock": threading.Lock(), "values": {}, **barriers}
     local = threading.local()
     monkeypatch.setattr(parallel, "world", lambda: local.world)

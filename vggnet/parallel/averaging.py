@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Protocol
 
 from .. import ops
+from ..data.loader import share
 
 if TYPE_CHECKING:
     from .._C import Tensor
@@ -27,52 +29,95 @@ class Engine(Protocol):
 
 
 class Meeting:
-    """Ranks that are threads of this process, on CPU devices; another thread averages what all of them have brought."""
+    """Ranks that are threads of this process, on CPU devices. Nothing averages beside them: each takes a part of the work.
+
+    A thread of its own would be one more than there are cores, and who shares a core with it would keep all waiting.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.lock = threading.Lock()
-        self.open: dict[
-            int, tuple[dict[int, Sequence[Tensor]], Future[None]]
-        ] = {}  # by the number of the mean
-        self.thread = ThreadPoolExecutor(1, "vggnet-averaging")
+        self.changed = threading.Condition()
+        self.means: dict[int, Mean] = {}  # by number; those that some ranks have not come to
 
-    def bring(
-        self, number: int, rank: int, tensors: Sequence[Tensor], weights: Sequence[float]
-    ) -> Future[None]:
-        """A rank's part of that mean; the last one starts it."""
-        with self.lock:
-            brought, future = self.open.setdefault(number, ({}, Future()))
-            brought[rank] = tensors
-            if len(brought) == self.size:
-                del self.open[number]
-                self.thread.submit(self._average, [brought[r] for r in range(self.size)], weights, future)
-        return future
 
-    def _average(
-        self, lists: Sequence[Sequence[Tensor]], weights: Sequence[float], future: Future[None]
-    ) -> None:
-        try:
-            ops.average_gradients_(lists, weights=weights)
-            future.set_result(None)
-        except BaseException as error:
-            future.set_exception(error)
+class Mean:
+    """One mean of a `Meeting`: what every rank brought, and how many have not done their part of the averaging."""
 
-    def close(self) -> None:
-        """End the thread."""
-        self.thread.shutdown()
+    def __init__(self, size: int) -> None:
+        self.lists: dict[int, Sequence[Tensor]] = {}
+        self.left = size
+        self.error: BaseException | None = None
 
 
 class Member:
-    """One rank of a `Meeting`."""
+    """One rank of a `Meeting`; all calls are from its thread."""
 
     def __init__(self, meeting: Meeting, rank: int) -> None:
-        self.meeting, self.rank, self.means = meeting, rank, 0
+        self.meeting, self.rank, self.count = meeting, rank, 0
+        self.own: deque[Shared] = deque()  # means to which its part of the work is not done
 
     def mean(self, tensors: Sequence[Tensor], weights: Sequence[float]) -> Pending:
-        """As `World.mean`."""
-        self.means += 1
-        return Promised(self.meeting.bring(self.means, self.rank, tensors, weights))
+        """As `World.mean`; also does this rank's part of earlier means that all have come to by now."""
+        self.count += 1
+        with self.meeting.changed:
+            mean = self.meeting.means.setdefault(self.count, Mean(self.meeting.size))
+            mean.lists[self.rank] = tensors
+            if len(mean.lists) == self.meeting.size:
+                del self.meeting.means[self.count]
+                self.meeting.changed.notify_all()
+        pending = Shared(self, mean, weights)
+        self.own.append(pending)
+        self.work()
+        return pending
+
+    def work(self) -> None:
+        """Do this rank's part of the means that all have come to."""
+        while self.own and self.own[0].met():
+            self.own.popleft().average()
+
+
+class Shared:
+    """The `Pending` of a mean of a `Meeting`, for one rank."""
+
+    def __init__(self, member: Member, mean: Mean, weights: Sequence[float]) -> None:
+        self.member, self.shared, self.weights = member, mean, weights
+
+    def met(self) -> bool:
+        """Whether every rank has brought its tensors."""
+        return len(self.shared.lists) == self.member.meeting.size
+
+    def average(self) -> None:
+        """Average this rank's part of each tensor, for all ranks."""
+        size, rank, mean = self.member.meeting.size, self.member.rank, self.shared
+
+        def part(tensor: Tensor) -> Tensor:
+            own = share(tensor.size, rank, size)
+            return tensor.view(4 * own.start, (len(own),), "float32")
+
+        try:
+            lists = [[part(tensor) for tensor in mean.lists[r]] for r in range(size)]
+            ops.average_gradients_(lists, weights=self.weights)
+        except BaseException as error:
+            mean.error = error
+        with self.member.meeting.changed:
+            mean.left -= 1
+            self.member.meeting.changed.notify_all()
+
+    def done(self) -> bool:
+        """Whether it is finished; raises what went wrong."""
+        self.member.work()
+        if self.shared.error is not None:
+            raise self.shared.error
+        return self.shared.left == 0
+
+    def wait(self) -> None:
+        """Return when it is finished; raises what went wrong."""
+        with self.member.meeting.changed:
+            self.member.meeting.changed.wait_for(self.met)
+        self.member.work()
+        with self.member.meeting.changed:
+            self.member.meeting.changed.wait_for(lambda: self.shared.left == 0)
+        self.done()
 
 
 class Asked:
@@ -124,7 +169,7 @@ class Asked:
 
 
 class Promised:
-    """The `Pending` of a future."""
+    """The `Pending` of a mean that was `Asked` for."""
 
     def __init__(self, future: Future[None]) -> None:
         self.future = future

@@ -59,7 +59,7 @@ class Replicas:
     """The replicas of this process. Leaving the with-block ends their threads.
 
     With one replica in this process, everything happens in the caller's thread; otherwise each has a thread of its own. CUDA
-    devices average by NCCL, CPU devices of one process by a thread (`Meeting`), processes by their `World`.
+    devices average by NCCL, CPU devices of one process by themselves (`Meeting`), processes by their `World` (`Asked`).
 
     Parameters
     ----------
@@ -140,7 +140,6 @@ class Replicas:
             self.ends = [asked.close]
             return [asked]
         meeting = Meeting(self.count)
-        self.ends = [meeting.close]
         return [Member(meeting, replica.number) for replica in self.local]
 
     def __enter__(self) -> Replicas:
