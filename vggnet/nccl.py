@@ -110,6 +110,8 @@ class Communicator:
             raise ValueError(
                 f"Communicator.mean: weights is {weights}; expected {self.size} finite numbers, 0 or more, with a sum above 0"
             )
+        if self._handle is None:
+            raise self._failed(RuntimeError("NCCL: the communicator was closed"))
         self._under_way = [mean for mean in self._under_way if not mean.done()]
         addresses = tuple(self._address(i, tensor) for i, tensor in enumerate(tensors))
         try:
@@ -124,10 +126,15 @@ class Communicator:
 
         May be called from any thread, as when another device of the process failed.
         """
-        cuda._backend.abort(self._handle)
+        if (handle := self._handle) is not None:
+            cuda._backend.abort(handle)
+
+    def close(self) -> None:
+        """Give it back, when the means are there; one that is still under way is aborted. The others may go on with theirs."""
+        self._handle = None
 
     def __del__(self) -> None:
-        self._handle = None  # closed before the tensors of what is under way may go
+        self.close()  # before the tensors of what is under way may go
 
     def _address(self, i: int, tensor: Tensor) -> tuple[int, int]:
         if not isinstance(tensor, Tensor):

@@ -8,7 +8,7 @@
  * An upload copies into a ring of pinned memory and returns; the device fetches it when its turn comes. The host waits only
  * when the ring is full of bytes that are still on their way. Training images are fetched on a stream of their own into one of
  * two stages, so that those of the next step arrive while this one computes: the copy waits only for what read the stage two
- * fetches before, and what reads it waits for the copy. Stages are kept, since memory of the pool would tie the two together. */
+ * fetches before, and what reads it waits for the copy. Stages are kept: memory of the pool would tie the two together. */
 #include "host.h"
 
 #include <pthread.h>

@@ -93,6 +93,7 @@ class Replicas:
         self.count = world.size * len(devices)
         self.threads: list[ThreadPoolExecutor] = []
         self.ends: list[Callable[[], None]] = []  # of what averages
+        self.aborts: list[Callable[[], None]] = []  # before them, when something went wrong
         learnt = tuple(self.first.grads)
         self.buckets = plan_buckets(model.parameters, layers) if self.count > 1 else [learnt]
 
@@ -133,7 +134,8 @@ class Replicas:
                 return nccl.Communicator(bytes.fromhex(id), replica.number, self.count, device)
 
             communicators = self.map(join)  # each waits for the others
-            self.ends = [communicator.abort for communicator in communicators]
+            self.ends = [communicator.close for communicator in communicators]
+            self.aborts = [communicator.abort for communicator in communicators]
             return communicators
         if self.world.size > 1:
             asked = Asked(self.world)
@@ -148,13 +150,13 @@ class Replicas:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for end in self.ends:
+        for end in (self.aborts if kind else []) + self.ends:
             end()
         for thread in self.threads:
             thread.shutdown()
         for replica in self.local:
             replica.averages = None
-        self.threads, self.ends = [], []
+        self.threads, self.ends, self.aborts = [], [], []
         del self.local[1:]
 
     @contextlib.contextmanager
