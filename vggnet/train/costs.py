@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from ..models import VGG
 from ..run import FLOAT_BYTES
 from .layers import learning_layers
 from .memory import micro_batch
+from .saved import tensor_bytes
 
 if TYPE_CHECKING:
     from .stages import Stage
@@ -35,7 +35,7 @@ class Cost:
     micro_batch : int
         Images of a pass, with the memory that is free now.
     memory : int
-        Bytes of a training step.
+        Bytes of a training step, and of the copy that checkpoints are written from.
     disk : int
         Bytes of checkpoints, one more than are kept while it is written, and of the model.
     """
@@ -85,10 +85,8 @@ def stage_costs(
         epochs, rest = divmod(iterations, updates)
         seen = epochs * images + min(rest * recipe.batch, images)
         flop = float(seen) * bench.training_flop(model)
-        micro = recipe.micro_batch or micro_batch(model, recipe.batch, layers)
-        parameters = FLOAT_BYTES * model.num_parameters
-        learnt = sum(math.prod(p.shape) for n, p in model.parameters.items() if n.split(".")[0] in layers)
-        checkpoint = parameters + FLOAT_BYTES * learnt
+        checkpoint = tensor_bytes(model, layers)
+        micro = recipe.micro_batch or micro_batch(model, recipe.batch, layers, reserved=checkpoint)
         costs.append(
             Cost(
                 stage=stage,
@@ -97,8 +95,8 @@ def stage_costs(
                 flop=flop,
                 seconds=flop / flop_per_second,
                 micro_batch=min(micro, recipe.batch),
-                memory=model.memory_plan(min(micro, recipe.batch), training=layers).total,
-                disk=(keep + 1) * checkpoint + parameters,
+                memory=model.memory_plan(min(micro, recipe.batch), training=layers).total + checkpoint,
+                disk=(keep + 1) * checkpoint + FLOAT_BYTES * model.num_parameters,
             )
         )
     return costs
