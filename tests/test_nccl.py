@@ -190,6 +190,37 @@ except vgg.DeviceError as error:
         assert words.endswith("): pip install 'vggnet[cuda13]'")
 
 
+TRAINING = """
+from vggnet import configs, parallel, train
+for name, text in configs.CONFIGS.items():
+    for wide, few in (("64", "4"), ("128", "4"), ("256", "4"), ("512", "4")):
+        text = text.replace(wide, few)
+    configs.CONFIGS[name] = text
+plan = parallel.plan_buckets
+parallel.replicas.plan_buckets = lambda parameters, layers: plan(parameters, layers, 2000)  # several, of so small a net
+rng = np.random.default_rng(0)
+images, labels = rng.integers(0, 256, (5, 32, 32, 1), np.uint8), np.arange(5) % 2
+data = vgg.data.ArrayDataset(images, labels, ["a", "b"])
+recipe = train.Recipe(batch=3, lr=0.002, epochs=None, iterations=2, scale=(32, 32), rgb_shift=None, holdout=0)
+trained = []
+for devices in (["cpu"], ["cuda:0", "cuda:1"]):  # batches of 2 and 1, and of 1 and 1
+    model = vgg.VGG("A", 2, 32, 1, fc_width=8, mean=[120.0], init="he", classes=["a", "b"], device=devices[0])
+    before = {name: tensor.numpy().copy() for name, tensor in model.parameters.items()}
+    train.fit(model, data, recipe=recipe, devices=devices, progress=False)
+    trained.append({name: tensor.numpy() - before[name] for name, tensor in model.parameters.items()})
+for name, step in trained[0].items():
+    error = np.linalg.norm(trained[1][name] - step)
+    assert error <= 1e-3 * np.linalg.norm(step), (name, error, np.linalg.norm(step))
+"""
+
+
+@needs_emulator
+@pytest.mark.parametrize("lazy", ["0", "1"], ids=["eager", "lazy"])
+def test_training_on_two_devices(lazy):
+    """Buckets averaged while backward goes on give the updates of one device, to rounding."""
+    run(TRAINING, PTXEMU_DEVICES="2", PTXEMU_LAZY=lazy)
+
+
 # ---------------------------------------------------------------------------------------------- many processes
 
 # The id goes through a file, as it would over MPI.
