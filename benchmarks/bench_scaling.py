@@ -28,17 +28,19 @@ from vggnet.bench import machine, profile
 from vggnet.checkpoint import replace_file
 from vggnet.configs import CONFIGS
 
+from . import scaling_report as tables
 from .measure import commit
 from .scaling_hosts import two_hosts
+from .scaling_report import GOALS, gains
 from .scaling_steps import PARTS, Steps, measure
 
 RESULTS = Path(__file__).with_name("scaling.json")
-GOALS = {"speedup": 1.94, "averaging": 0.03}  # of 2 replicas on 2 cores, net D, 32 images each
+BEGIN, END = "<!-- python -m benchmarks scaling report: begin -->", "<!-- end -->"
 
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
-    commands = {"measure": _measure, "profile": _profile}
+    commands = {"measure": _measure, "profile": _profile, "report": _report}
     return commands[options.command](options)
 
 
@@ -60,6 +62,12 @@ def parser() -> argparse.ArgumentParser:
         help='two hosts, joined at this rate: tc\'s "1gbit", or "none" for no limit',
     )
     layers = commands.add_parser("profile", help="time the layers of a step of one thread")
+    report = commands.add_parser("report", help="tables of what was measured, and predictions")
+    report.add_argument(
+        "--update", type=Path, metavar="FILE", help="write them between the marks of this page"
+    )
+    report.add_argument("--chart", type=Path, metavar="FILE", help="write the chart of the predictions")
+    report.add_argument("--json", type=Path, default=RESULTS, help="what was measured (default: %(default)s)")
     for command in (steps, layers):
         command.add_argument("--net", choices=tuple(CONFIGS), default="D")
         command.add_argument("--batch", type=int, default=32, help="images (default: %(default)s)")
@@ -108,12 +116,6 @@ def _measure(options: argparse.Namespace) -> int:
     return 0
 
 
-def gains(row: dict[str, Any]) -> tuple[float, float]:
-    """Times as many images a second as one replica; and averaging's share of the step."""
-    alone, off, on = (row["modes"][mode] for mode in ("alone", "off", "on"))
-    return (on["images"] / on["step"]) / (alone["images"] / alone["step"]), 1 - off["step"] / on["step"]
-
-
 def step_text(row: dict[str, Any]) -> str:
     """A measurement as lines, with the goals."""
     what = f"{row['replicas']} {row['engine']}" + (f", {row['hosts']}" if row["hosts"] else "")
@@ -122,7 +124,7 @@ def step_text(row: dict[str, Any]) -> str:
     for mode, times in row["modes"].items():
         parts = "".join(f"{times[part]:10.3f}" for part in PARTS)
         lines.append(f"{mode:8}{times['images'] / times['step']:10.2f}{times['step']:9.3f}{parts}")
-    speedup, averaging = gains(row)
+    speedup, averaging = gains(row["modes"])
     lines.append(
         f"{speedup:.3f} times one replica (goal of net D, 32 images each: {GOALS['speedup']}); "
         f"averaging {100 * averaging:.1f} % of a step (goal: under {100 * GOALS['averaging']:.0f} %)"
@@ -135,6 +137,59 @@ def _profile(options: argparse.Namespace) -> int:
     model = vgg.VGG(options.net, input_size=options.size, init="he", fc_width=options.fc_width)
     found = profile(model, options.batch, training=True, seconds=0)
     rows = [{key: row[key] for key in ("layer", "direction", "ms")} for row in found["rows"]]
-    _append(options.json, "profiles", _case(options) | {"rows": rows})
+    _append(options.json, "profiles", _case(options) | {"fc_width": options.fc_width, "rows": rows})
     print(f"net {options.net}, {options.batch} images: {found['total']['ms']:.0f} ms")
+    return 0
+
+
+# ---- tables
+
+
+def report_text(results: dict[str, Any]) -> str:
+    """All tables, with what they are."""
+    rows = tables.merged(results)
+    about = results["machine"]
+    paper, half = tables.PAPER_SPEEDUP, f"{100 * tables.SPEED:.0f} %"
+    parts = [
+        "### Measured",
+        f"{about['cpu']}, {about['isa']}, multiply-add peak {about['peak'] * 1e-9:.0f} GFLOP/s a core; one thread a replica. "
+        f"Goals of net D, 32 images each: {GOALS['speedup']} times, averaging under {100 * GOALS['averaging']:.0f} %.",
+        tables.gains_table(rows),
+        "Of each mode the fastest step of all calls; its parts are means over the replicas.",
+        tables.measured_table(rows),
+        "### The model against what was measured",
+        tables.check_table(results, rows),
+        "### Predicted: the paper's 4 GPUs",
+        f"Times one GPU, net D, 64 images each. The paper reports **{paper}**.",
+        tables.paper_table(),
+        "### Predicted: 8 GPUs in one machine",
+        "Times one GPU, net D.",
+        tables.machine_table(),
+        "### Predicted: 2 to 64 machines",
+        f"Times one GPU that reaches {half} of its roofline, net D.",
+        tables.cluster_table(),
+        "Times one machine with cores like the measured ones, net D; 64 cores are taken to compute 64 times as fast as one.",
+        tables.cpu_cluster_table(results),
+        "### Predicted: what is exposed",
+        tables.shares_table(),
+        "### Published figures",
+        tables.hardware_table(),
+    ]
+    return "\n\n".join(parts)
+
+
+def _report(options: argparse.Namespace) -> int:
+    text = report_text(json.loads(options.json.read_text(encoding="utf-8")))
+    if options.chart is not None:
+        tables.chart(options.chart)
+    if options.update is None:
+        print(text)
+        return 0
+    page = options.update.read_text(encoding="utf-8")
+    before, found, rest = page.partition(BEGIN)
+    if not found or END not in rest:
+        print(f"{options.update} has no {BEGIN} ... {END}", file=sys.stderr)
+        return 2
+    after = rest[rest.index(END) :]
+    options.update.write_text(f"{before}{BEGIN}\n\n{text}\n\n{after}", encoding="utf-8")
     return 0

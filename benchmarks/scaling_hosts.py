@@ -100,7 +100,15 @@ def two_hosts(rate: str | None) -> Iterator[list[str]]:
                 "--bind-to",
                 "none",
             ),
-            *("--mca", "plm_rsh_agent", agent.name, "--mca", "plm_rsh_no_tree_spawn", "1"),
+            *(
+                "--mca",
+                "plm_rsh_agent",
+                agent.name,
+                "--mca",
+                "plm_rsh_no_tree_spawn",
+                "1",
+                "--leave-session-attached",
+            ),
             *("--mca", "btl", "tcp,self", "--mca", "btl_tcp_if_include", NETWORK),
             *("--mca", "oob_tcp_if_include", NETWORK),
         ]

@@ -202,7 +202,7 @@ def _served(work: Work, buckets: Sequence[Bucket], now: float) -> Timeline:
         free = found[-1].end
     for bucket in found:
         now = max(now, bucket.end) + work.update * bucket.nbytes / work.nbytes
-    return Timeline(work.compute, work.update, now - work.compute - work.update, tuple(found))
+    return Timeline(work.compute, work.update, max(now - work.compute - work.update, 0.0), tuple(found))
 
 
 def shares(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
 import pytest
+import vggnet as vgg
 
 ROOT = Path(__file__).parent.parent
 
@@ -113,3 +115,51 @@ def test_a_work_stretched(model, work):
 def test_a_fitted_link(model):
     link = model.fit_link("veth", [1e6, 2e7, 4e8], [0.0104, 0.2004, 4.0004])
     assert link.bandwidth == pytest.approx(1e8) and link.latency == pytest.approx(2e-4)
+
+
+@pytest.fixture
+def one_thread_again():
+    threads = vgg.get_num_threads()
+    yield
+    vgg.set_num_threads(threads)
+
+
+def test_a_tiny_net_measured_and_reported(model, tmp_path, capsys, one_thread_again):
+    scaling = importlib.import_module("benchmarks.bench_scaling")
+    net = ["--net", "A", "--size", "32", "--fc-width", "64", "--json", str(tmp_path / "scaling.json")]
+    assert scaling.main(["measure", *net, "--batch", "3", "--strong"]) == 0
+    assert scaling.main(["profile", *net, "--batch", "2"]) == 0
+    results = json.loads((tmp_path / "scaling.json").read_text())
+    (row,) = results["steps"]
+    assert (row["engine"], row["scaling"], row["replicas"]) == ("devices", "strong", 2)
+    assert {mode: times["images"] for mode, times in row["modes"].items()} == {"alone": 3, "off": 3, "on": 3}
+    for times in row["modes"].values():
+        parts = [times[part] for part in ("input", "compute", "idle", "exposed", "update")]
+        assert min(parts) >= 0 and sum(parts) == pytest.approx(times["step"])
+    parameters = vgg.VGG("A", input_size=32, fc_width=64, init=None).num_parameters
+    assert sum(exchange["bytes"] for exchange in row["exchanges"]) == 4 * parameters
+
+    page = tmp_path / "page.md"
+    page.write_text(f"Before.\n\n{scaling.BEGIN}\n\nold\n\n{scaling.END}\nAfter.\n")
+    chart = tmp_path / "chart.png"
+    options = ["--json", str(tmp_path / "scaling.json"), "--update", str(page), "--chart", str(chart)]
+    assert scaling.main(["report", *options]) == 0
+    text = page.read_text()
+    assert text.startswith("Before.\n") and text.endswith(f"{scaling.END}\nAfter.\n") and "old" not in text
+    assert "| A | 2 devices | strong | 3 | on |" in text and "3.75" in text
+    assert chart.stat().st_size < 100_000
+    page.write_text("no marks")
+    assert scaling.main(["report", *options]) == 2 and "has no" in capsys.readouterr().err
+
+
+def test_predictions_are_within_their_limits(model):
+    tables = importlib.import_module("benchmarks.scaling_report")
+    work = tables.paper_work(2)
+    assert work.nbytes == 4 * 138_357_544  # net D's parameters
+    assert 4 * work.compute + 4 * work.update == pytest.approx(3.75 * 14 * 86400 / 370e3, rel=0.01)
+    for strong in (False, True):
+        found = [
+            tables.predicted(tables.A100, "tf32", [model.Level(4, link)], strong=strong)
+            for link in tables.NETWORKS
+        ]
+        assert found == sorted(found) and 0 < found[0] < found[-1] <= 4
