@@ -178,7 +178,8 @@ def fitted(results: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[Work, Li
     off, exchanges = row["modes"]["off"], row["exchanges"]
     work = work_of(row["net"], rows, **shape).taking(off["input"] + off["compute"] + off["idle"])
     taken = sum(e["cpu"] for e in exchanges) / sum(e["bytes"] for e in exchanges)
-    link = fit_link(what(row), *([e[key] for e in exchanges] for key in ("bytes", "seconds")))
+    sent, seconds = ([e[key] for e in exchanges] for key in ("bytes", "seconds"))
+    link = fit_link(what(row), sent, seconds)
     return replace(work, update=off["update"], averaging=taken), link
 
 
