@@ -93,10 +93,9 @@ world.gather(None) if how == "leaves" else world.mean([vgg.zeros((9,))], [1] * w
 
 
 @launcher.needs_mpi
-@pytest.mark.parametrize("n", [2, 3])
-def test_means_are_those_of_one_process_bit_for_bit(n):
-    status, output = launcher.run(n, "-c", MEANS)
-    assert status == 0 and output.count("all is well") == n, output
+def test_means_are_those_of_one_process_bit_for_bit():
+    status, output = launcher.run(3, "-c", MEANS)
+    assert status == 0 and output.count("all is well") == 3, output
 
 
 @launcher.needs_mpi
@@ -104,8 +103,7 @@ def test_means_are_those_of_one_process_bit_for_bit(n):
     "how, late, words",
     [
         ("killed", "late", "rank 1 has died: ending all. Resume it"),
-        ("raises", "late", "RuntimeError: what was wrong"),
-        ("raises", "", "rank 1 failed with the RuntimeError above. Resume it"),
+        ("raises", "late", "rank 1 failed with the RuntimeError above. Resume it"),
         ("stopped", "", "rank 1 made no progress for 1 s, while rank 0 waited for it"),
         ("leaves", "", "rank 1 has ended, while rank 0 waits for it. Resume it"),
     ],

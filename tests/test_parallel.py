@@ -427,7 +427,7 @@ class Threads(parallel.World):
     def abort(self, status):
         raise NotImplementedError
 
-    def mean(self, tensors, weights):
+    def mean(self, tensors, weights, *, compress=False):
         self.means += 1
         every = self.exchange(("mean", self.means), [tensor.numpy().copy() for tensor in tensors])
 

@@ -65,6 +65,8 @@ class Recipe:
         Test data decide nothing.
     stuck_iterations : int
         Warn when the loss has been within 1 % of ln(classes), which is guessing, for so many iterations.
+    compress : "bf16", optional
+        Processes on different machines (mpirun) send gradients rounded to bfloat16, which halves what is sent.
     seed : int
         Of the order, the augmentation, dropout and the held-out part.
 
@@ -95,6 +97,7 @@ class Recipe:
     lr_multipliers: Mapping[str, float] = field(default_factory=dict)
     holdout: float = 0.1
     stuck_iterations: int = 500
+    compress: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -143,6 +146,7 @@ class Recipe:
         sides = (self.scale, self.scale) if isinstance(self.scale, int) else self.scale
         pair = isinstance(sides, tuple) and len(sides) == 2 and all(type(side) is int for side in sides)
         check("scale", pair and 1 <= sides[0] <= sides[1], "a smallest side in pixels, or (lowest, highest)")
+        check("compress", self.compress in ("bf16", None), '"bf16" or None')
         check("filter", self.filter in FILTERS, f"one of {', '.join(FILTERS)}")
         check("mirror", isinstance(self.mirror, bool), "True or False")
         check(

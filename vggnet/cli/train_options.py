@@ -24,6 +24,7 @@ RECIPE = {  # options and the fields of Recipe that they set
     "rgb_shift": "rgb_shift",
     "freeze": "freeze",
     "lr_multipliers": "lr_multipliers",
+    "compress": "compress",
     "seed": "seed",
 }
 RECIPES = ("paper", "quickstart")
@@ -174,6 +175,11 @@ def _recipe_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--rgb-shift", choices=("eigenvalue", "deviation", "none"), help="random shift of the colour"
+    )
+    group.add_argument(
+        "--compress",
+        choices=("bf16",),
+        help="processes (mpirun) send gradients rounded to bfloat16: half the bytes (default: float32)",
     )
 
 

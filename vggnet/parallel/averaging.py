@@ -121,10 +121,17 @@ class Shared:
 
 
 class Asked:
-    """The other processes of a `World`, and a thread that asks how means are, which makes them go on."""
+    """The other processes of a `World`, and a thread that asks how means are, which makes them go on.
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    Parameters
+    ----------
+    world : World
+    compress : bool
+        See `World.mean`.
+    """
+
+    def __init__(self, world: World, *, compress: bool = False) -> None:
+        self.world, self.compress = world, compress
         self.new: queue.SimpleQueue[tuple[Sequence[Tensor], Sequence[float], Future[None]] | None] = (
             queue.SimpleQueue()
         )
@@ -153,7 +160,7 @@ class Asked:
                     return
                 tensors, weights, future = asked
                 try:
-                    under_way.append((future, self.world.mean(tensors, weights)))
+                    under_way.append((future, self.world.mean(tensors, weights, compress=self.compress)))
                 except BaseException as error:
                     future.set_exception(error)
             except queue.Empty:

@@ -71,6 +71,8 @@ class Replicas:
         Those that learn.
     world : World
         With more than one process, each has one replica.
+    compress : bool
+        Processes send gradients rounded to bfloat16.
 
     Attributes
     ----------
@@ -82,12 +84,22 @@ class Replicas:
         Of all processes.
     """
 
-    def __init__(self, model: VGG, devices: Sequence[str], layers: Collection[str], world: World) -> None:
+    def __init__(
+        self,
+        model: VGG,
+        devices: Sequence[str],
+        layers: Collection[str],
+        world: World,
+        *,
+        compress: bool = False,
+    ) -> None:
         if world.size > 1 and len(devices) > 1:
             raise ValueError(
                 f"devices is {list(devices)} in each of {world.size} processes; expected one device a process"
             )
-        self.devices, self.layers, self.world = devices, layers, world
+        if compress and not devices[0].startswith("cpu"):
+            raise ValueError(f"compress is for gradients on the CPU; {devices[0]} sends float32")
+        self.devices, self.layers, self.world, self.compress = devices, layers, world, compress
         self.first = Replica(world.rank, model, layers)
         self.local = [self.first]
         self.count = world.size * len(devices)
@@ -138,7 +150,7 @@ class Replicas:
             self.aborts = [communicator.abort for communicator in communicators]
             return communicators
         if self.world.size > 1:
-            asked = Asked(self.world)
+            asked = Asked(self.world, compress=self.compress)
             self.ends = [asked.close]
             return [asked]
         meeting = Meeting(self.count)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training."""
+"""Ctrl-C, SIGTERM and SIGUSR1 while training."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any, NoReturn
 
 
 class Interrupts:
-    """Ctrl-C while training, and with `terminate` SIGTERM, which schedulers send before they kill: at once, between
-    layers, except inside `held()`, where it waits for its end.
+    """Ctrl-C while training, and with `terminate` SIGTERM, which schedulers send before they kill, and SIGUSR1, which they can
+    be told to send, and which mpirun passes on to all processes: at once, between layers, except inside `held()`, where they
+    wait for its end.
 
     An update of the weights and its counters must be one: a checkpoint written between them could not go on
     bit for bit.
@@ -23,6 +24,7 @@ class Interrupts:
         self.defaults: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
         if terminate:
             self.defaults[signal.SIGTERM] = signal.SIG_DFL
+            self.defaults[signal.SIGUSR1] = signal.SIG_DFL
         self.installed: list[int] = []
 
     def __enter__(self) -> Interrupts:

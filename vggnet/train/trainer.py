@@ -226,7 +226,7 @@ class Trainer:
         self.checkpoint_every: int | None = None
         self.writer: Writer | None = None  # of rank 0, while the run goes on
         self.micro = self._micro_batch(devices)
-        self.replicas = Replicas(model, devices, self.layers, world)
+        self.replicas = Replicas(model, devices, self.layers, world, compress=recipe.compress == "bf16")
         self.last: _C.Tensor | None = None  # the input of the last images
         self.stuck = advice.Stuck(task.guessing(model), recipe.stuck_iterations)
 
