@@ -113,9 +113,11 @@ def _isa(path, code):
     """Vector instructions live in files whose suffix names their ISA; headers that ISAs share are static
     throughout, or the linker may take one ISA's copy for all."""
     name = path.name
-    if re.search(r"\b_mm\d*_|\b__m\d{3}", code) and not re.search(r"_(avx2|avx512|neon)\.c$|_tile\.h$", name):
+    if re.search(r"\b_mm\d*_|\b__m\d{3}", code) and not re.search(
+        r"_(avx2|avx512|neon)\.c$|(_tile|\bvectors)\.h$", name
+    ):
         yield 1, "intrinsics outside a file named by its ISA"
-    if path.parent.name == "kernels" and name.endswith("_tile.h"):
+    if path.parent.name == "kernels" and name.endswith(("_tile.h", "vectors.h")):
         for match in re.finditer(
             r"^(?!static|#|typedef|struct|enum|union|extern|\w+ NAME\()[A-Za-z_][\w \*]*\([^;{]*\)\s*\{",
             code,

@@ -14,45 +14,16 @@
 #include "kernels.h"
 
 #include "../core/lanes.h"
+#include "vectors.h"
 
 #include <math.h>
-#include <string.h>
-
-#if defined(__AVX__)
-#include <immintrin.h>
-#endif
 
 enum { VECTORS = 4, NR = VECTORS * VL, SUMS = 12 };
-
-typedef float vec __attribute__((vector_size(VL * 4)));
-typedef int32_t mask __attribute__((vector_size(VL * 4)));
-typedef uint8_t bytes __attribute__((vector_size(VL)));
-
-#define INLINE inline __attribute__((always_inline))
 
 /* Loads stay behind it: compilers that hoist those of many steps spill the accumulators. */
 #define IN_ORDER __asm__ volatile("" ::: "memory");
 
 /* ------------------------------------------------------------------------------------------------ vectors */
-
-static INLINE vec load(const float *p)
-{
-    vec v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-
-static INLINE vec load_lanes(const float *p, size_t lanes)
-{
-    vec v = {0};
-    memcpy(&v, p, lanes * sizeof *p);
-    return v;
-}
-
-static INLINE void store(float *p, vec v)
-{
-    memcpy(p, &v, sizeof v);
-}
 
 /* To memory past the caches, where that pays: the sums of AVX-512 are faster than memory, those of AVX2 are not (8 images of
  * 3 -> 64 channels, 224 x 224: no difference). p is aligned. */
@@ -77,36 +48,6 @@ static INLINE void stream(float *p, vec v)
 
 static INLINE void stream_end(void) {}
 #endif
-
-/* Bit by bit; m is all ones or zeros in a lane. */
-static INLINE vec choose(mask m, vec yes, vec no)
-{
-#if VL == 8 && defined(__AVX__)
-    return (vec)_mm256_blendv_ps((__m256)no, (__m256)yes, (__m256)m);
-#else
-    return (vec)((m & (mask)yes) | (~m & (mask)no));
-#endif
-}
-
-/* max(v, least) that lets NaN through: v < least is false for it. For least 0 or -Inf. */
-static INLINE vec at_least(vec v, vec least)
-{
-    return (vec)((mask)v & ~(mask)(v < least));
-}
-
-/* Bytes of index, widened: with an instruction that GCC does not find by itself. */
-static INLINE mask places(const uint8_t *index, size_t lanes)
-{
-    bytes place = {0};
-    memcpy(&place, index, lanes);
-#if VL == 8 && defined(__AVX2__)
-    return (mask)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)&place));
-#elif VL == 16 && defined(__AVX512F__)
-    return (mask)_mm512_cvtepu8_epi32((__m128i)place);
-#else
-    return __builtin_convertvector(place, mask);
-#endif
-}
 
 static INLINE bytes narrowed(mask place)
 {
@@ -283,9 +224,9 @@ static INLINE vec gradient_vector(const struct vgg_first_gradient *t, size_t at,
     const vec zero = {0};
     vec v = load_lanes(t->dy + at, lanes);
     if (masked)
-        v = (vec)((mask)v & (load_lanes(t->y + at, lanes) > zero));
+        v = keep(load_lanes(t->y + at, lanes) > zero, v);
     if (pooled)
-        v = (vec)((mask)v & (places(t->index + at, lanes) == place));
+        v = keep(places(t->index + at, lanes) == place, v);
     return v;
 }
 

@@ -7,32 +7,17 @@
  * Both read the big matrix where it lies, once, at the speed of memory. */
 #include "kernels.h"
 
-#include <string.h>
+#include "vectors.h"
 
 enum { FEW = 8, NR = 2 * VL };
 
-typedef float vec __attribute__((vector_size(VL * 4)));
-typedef int32_t mask __attribute__((vector_size(VL * 4)));
 typedef float quad __attribute__((vector_size(16)));
 
-#define INLINE inline __attribute__((always_inline))
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
 #else
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
-
-static INLINE vec load(const float *p)
-{
-    vec v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-
-static INLINE void store(float *p, vec v)
-{
-    memcpy(p, &v, sizeof v);
-}
 
 /* ------------------------------------------------------------------------------------------------ forward
  *
@@ -126,8 +111,8 @@ static void forward_finish(const struct vgg_linear_forward *t, const vec *total,
         memcpy(&bias, t->bias + o, size);
     for (size_t n = 0; n < t->rows; n++) {
         vec z = total[n] + bias;
-        if (t->relu) /* max(z, 0) that lets NaN through */
-            z = (vec)((mask)z & ~(mask)(z < zero));
+        if (t->relu)
+            z = at_least(z, zero);
         memcpy(t->y + n * t->y_row + o, &z, size);
     }
 }

@@ -3,6 +3,8 @@
  * registers than that (or no fused multiply-add) the loop is still what the ISA's best loop looks like. */
 #include "kernels.h"
 
+#include "vectors.h"
+
 /* Hides a value from the compiler, which would find twelve equal chains to be one. */
 #if defined(__x86_64__)
 #define OPAQUE(v) __asm__ volatile("" : "+x"(v));
@@ -11,8 +13,6 @@
 #else
 #define OPAQUE(v) __asm__ volatile("" : "+m"(v));
 #endif
-
-typedef float vec __attribute__((vector_size(VL * 4)));
 
 /* Does steps * 12 * VL multiply-adds; the sum is returned so that nothing is dead code. */
 float NAME(size_t steps)

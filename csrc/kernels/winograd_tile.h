@@ -31,42 +31,12 @@
  * A sum's operations are spelled so that a compiler has one way to fuse them; a tile's bits depend on nothing but its input. */
 #include "kernels.h"
 
-#include <string.h>
+#include "vectors.h"
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
-typedef float vec __attribute__((vector_size(VL * 4)));
-typedef int32_t mask __attribute__((vector_size(VL * 4)));
-typedef uint8_t bytes __attribute__((vector_size(VL)));
-
-#define INLINE inline __attribute__((always_inline))
 #define UNROLLED _Pragma("GCC unroll 8")
 #define ROLLED _Pragma("GCC unroll 1") /* a loop over rows or columns: unrolled, it has more addresses than registers */
 
 enum { IN = OUT + 2, LINE = 16 /* floats of a cache line */ };
-
-/* ------------------------------------------------------------------------------------------------ vectors
- *
- * lanes is VL wherever it is a constant; the last vector of a map whose channels are no multiple of VL has fewer. */
-
-static INLINE vec load(const float *p, size_t lanes)
-{
-    vec v = {0};
-    memcpy(&v, p, lanes * sizeof *p);
-    return v;
-}
-
-static INLINE void store(float *p, vec v, size_t lanes)
-{
-    memcpy(p, &v, lanes * sizeof *p);
-}
-
-static INLINE vec choose(mask m, vec yes, vec no)
-{
-    return (vec)((m & (mask)yes) | (~m & (mask)no));
-}
 
 #if OUT == 2
 #include "winograd2_points.h"
@@ -87,20 +57,6 @@ struct source {
     size_t h, w, c, oh, ow;
 };
 
-/* Bytes of index, widened: with an instruction that GCC does not find by itself. */
-static INLINE mask places(const uint8_t *index, size_t lanes)
-{
-    bytes place = {0};
-    memcpy(&place, index, lanes);
-#if VL == 8 && defined(__AVX2__)
-    return (mask)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)&place));
-#elif VL == 16 && defined(__AVX512F__)
-    return (mask)_mm512_cvtepu8_epi32((__m128i)place);
-#else
-    return __builtin_convertvector(place, mask);
-#endif
-}
-
 /* Channels from `channel` on of pixel (row, column) of the map; 0 outside of it. row and column wrap below 0. `inside`,
  * `masked` and `pooled` are constants wherever it matters. */
 static INLINE vec pixel(const struct source *s, size_t row, size_t column, size_t channel, const bool inside, const bool masked,
@@ -111,12 +67,12 @@ static INLINE vec pixel(const struct source *s, size_t row, size_t column, size_
     if (!inside && (row >= s->h || column >= s->w || i >= s->oh || j >= s->ow))
         return zero;
     size_t at = (i * s->ow + j) * s->c + channel;
-    vec x = load(s->x + at, lanes);
+    vec x = load_lanes(s->x + at, lanes);
     if (masked)
-        x = choose(load(s->y + at, lanes) > zero, x, zero);
+        x = keep(load_lanes(s->y + at, lanes) > zero, x);
     if (pooled) {
         const mask place = places(s->index + at, lanes);
-        x = choose(place == (int32_t)(2 * (row & 1) + (column & 1)), x, zero);
+        x = keep(place == (int32_t)(2 * (row & 1) + (column & 1)), x);
     }
     return x;
 }
@@ -147,7 +103,7 @@ static INLINE void input_tile(float *v, size_t v_element, const struct source *s
         float *to = v;
         UNROLLED
         for (size_t i = 0; i < IN; i++, to += IN * v_element)
-            store(to, out[i], VL);
+            store(to, out[i]);
     }
 }
 
@@ -197,7 +153,7 @@ void NAME(weights)(const struct vgg_winograd_weights *call)
         vec half[3][IN];
         for (size_t r = 0; r < 3; r++) {
             const float *row = t.taps + 3 * r * t.tap + at;
-            const vec taps[3] = {load(row, VL), load(row + t.tap, VL), load(row + 2 * t.tap, VL)};
+            const vec taps[3] = {load(row), load(row + t.tap), load(row + 2 * t.tap)};
             weights_transform(half[r], taps);
         }
         float *u = t.u + at;
@@ -209,7 +165,7 @@ void NAME(weights)(const struct vgg_winograd_weights *call)
             float *to = u;
             UNROLLED
             for (size_t i = 0; i < IN; i++, to += IN * t.u_element)
-                store(to, out[i], VL);
+                store(to, out[i]);
         }
     }
 }
@@ -237,7 +193,7 @@ static INLINE void pool_tile(const struct vgg_winograd_output *t, vec z[OUT][OUT
                 where = (wins & place) | (~wins & where);
             }
             size_t at = (oi * t->ow + oj) * t->k + channel;
-            store(t->y + at, best, lanes);
+            store_lanes(t->y + at, best, lanes);
             if (t->index != NULL) {
                 const bytes index = __builtin_convertvector(where, bytes);
                 memcpy(t->index + at, &index, lanes);
@@ -251,14 +207,14 @@ static INLINE void output_tile(const struct vgg_winograd_output *t, size_t tile,
 {
     const float *m = t->m + tile * t->m_tile + channel;
     const size_t element = t->m_element;
-    const vec zero = {0}, bias = t->bias == NULL ? zero : load(t->bias + channel, lanes);
+    const vec zero = {0}, bias = t->bias == NULL ? zero : load_lanes(t->bias + channel, lanes);
     vec half[IN][OUT], z[OUT][OUT];
     ROLLED
     for (size_t i = 0; i < IN; i++) {
         vec row_m[IN];
         UNROLLED
         for (size_t j = 0; j < IN; j++, m += element)
-            row_m[j] = load(m, VL);
+            row_m[j] = load(m);
         output_transform(half[i], row_m);
     }
     ROLLED
@@ -271,10 +227,10 @@ static INLINE void output_tile(const struct vgg_winograd_output *t, size_t tile,
         UNROLLED
         for (size_t i = 0; i < OUT; i++) {
             z[i][j] = out[i] + bias;
-            if (t->relu) /* max(z, 0) that lets NaN through */
-                z[i][j] = (vec)((mask)z[i][j] & ~(mask)(z[i][j] < zero));
+            if (t->relu)
+                z[i][j] = at_least(z[i][j], zero);
             if (!pool && (inside || (row + i < t->h && column + j < t->w)))
-                store(t->y + ((row + i) * t->w + column + j) * t->k + channel, z[i][j], lanes);
+                store_lanes(t->y + ((row + i) * t->w + column + j) * t->k + channel, z[i][j], lanes);
         }
     }
     if (pool)

@@ -17,12 +17,12 @@
 static INLINE void window_row(vec *g, const struct source *s, size_t at, size_t i, const bool masked, size_t lanes)
 {
     const vec zero = {0};
-    vec x = load(s->x + at, lanes);
+    vec x = load_lanes(s->x + at, lanes);
     if (masked)
-        x = choose(load(s->y + at, lanes) > zero, x, zero);
+        x = keep(load_lanes(s->y + at, lanes) > zero, x);
     const mask where = places(s->index + at, lanes);
-    g[0] = choose(where == (int32_t)(2 * i), x, zero);
-    g[1] = choose(where == (int32_t)(2 * i + 1), x, zero);
+    g[0] = keep(where == (int32_t)(2 * i), x);
+    g[1] = keep(where == (int32_t)(2 * i + 1), x);
 }
 
 /* One vector of channels of one tile: G g G' to v[e * v_element], and the sum of its pixels as one element more. */
@@ -48,9 +48,9 @@ static INLINE void gradient_tile(float *v, size_t v_element, const struct source
             g[i] = half[i][j];
         gradient_transform(out, g);
         for (size_t i = 0; i < IN; i++)
-            store(v + (IN * i + j) * v_element, out[i], VL);
+            store(v + (IN * i + j) * v_element, out[i]);
     }
-    store(v + IN * IN * v_element, sum, VL);
+    store(v + IN * IN * v_element, sum);
 }
 
 static INLINE void gradient_channels(const struct vgg_winograd_input *t, const struct source *s, size_t tile, const bool inside,
@@ -97,7 +97,7 @@ static INLINE void sums_row(const struct vgg_winograd_sums *t, const float *m, f
     for (size_t i = 0; i < IN; i++) {
         vec row_m[IN];
         for (size_t j = 0; j < IN; j++, m += t->m_element)
-            row_m[j] = load(m, VL);
+            row_m[j] = load(m);
         sums_transform(half[i], row_m);
     }
     for (size_t j = 0; j < 3; j++) {
@@ -107,7 +107,7 @@ static INLINE void sums_row(const struct vgg_winograd_sums *t, const float *m, f
         sums_transform(out, column_m);
         for (size_t i = 0; i < 3; i++) {
             float *to = dw + (3 * i + j) * t->dw_tap;
-            store(to, t->beta ? out[i] + load(to, lanes) : out[i], lanes);
+            store_lanes(to, t->beta ? out[i] + load_lanes(to, lanes) : out[i], lanes);
         }
     }
 }
