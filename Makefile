@@ -4,7 +4,7 @@ CC ?= cc
 # make peers: an interpreter that has benchmarks/peers.txt
 PEERS ?= $(PYTHON)
 
-.PHONY: build test cuda-test lint nightly sanitize werror bench peers localize fashion-mnist paper-tables parity notebooks import-time clean
+.PHONY: build test cuda-test lint nightly sanitize werror wheel bench peers localize fashion-mnist paper-tables parity notebooks import-time clean
 
 build: ## the extension in place, for working in the tree
 	$(PYTHON) -m pip install -q -e '.[test]'
@@ -26,6 +26,9 @@ sanitize: ## the tests of operations and tensors under AddressSanitizer and Unde
 
 werror: ## warnings are errors, with both C compilers and nvcc; objects go to a scratch folder
 	sh tools/werror.sh
+
+wheel: ## dist/*.whl for every GPU since Turing, checked: minutes of nvcc, and its headers in this interpreter or in CUDNN_HOME and the like
+	PYTHON="$(PYTHON)" sh tools/wheel.sh
 
 bench: build ## speed of convolution by layer, see benchmarks/README.md
 	$(PYTHON) -m benchmarks conv2d
