@@ -14,6 +14,10 @@
  *   Zero-sized batches (n == 0) are valid and write nothing but sums (dw, db, loss), which become 0 (beta 0).
  *   Results are bit-equal for any number of threads and any split of a batch (for conv2d's VGG_AUTO: into parts of 2 and more).
  *   NaN and Inf propagate as IEEE 754 has it (Winograd: see convolution).
+ *   Maps (activations and their gradients) and the weights that are multiplied with them are given as `void *`: float32, or
+ *   bfloat16 where a shape's dtype or precision says so. All arithmetic is float32's: a bfloat16 is widened, exactly, when it
+ *   is read, and a result is rounded, to the nearest, even where two are as near, when it is written. Biases, gradients of
+ *   parameters, logits and losses are float32 always. A backend whose `bfloat16` is false is never given bfloat16 maps.
  */
 #ifndef VGG_H
 #define VGG_H
@@ -45,6 +49,22 @@ struct vgg_error {
 
 /* bfloat16 is the upper half of a float32: for storage only, no arithmetic is done in it. */
 enum vgg_dtype { VGG_FLOAT32, VGG_INT64, VGG_UINT8, VGG_BFLOAT16, VGG_DTYPE_COUNT };
+
+/* How exactly convolutions and linear layers multiply; sums are float32 always.
+ *
+ * TF32: the factors of products may be rounded to TF32 (float32 with 10 bits of fraction instead of 23). It is leave, not
+ * order: a backend without such arithmetic, as the CPU's, goes on in float32.
+ * BF16: maps and weights are stored as bfloat16, so the factors have 8 bits.
+ *
+ * It is an option of the call rather than of the context because results depend on it, as on relu, and not on where or when
+ * it runs. */
+enum vgg_precision { VGG_PRECISION_FLOAT32, VGG_PRECISION_TF32, VGG_PRECISION_BF16, VGG_PRECISION_COUNT };
+
+/* Of maps, and of the weights that they are multiplied with. */
+static inline enum vgg_dtype vgg_precision_dtype(enum vgg_precision precision)
+{
+    return precision == VGG_PRECISION_BF16 ? VGG_BFLOAT16 : VGG_FLOAT32;
+}
 
 /* Borrows for the length of a call: data stays the owner's. Always C-contiguous. */
 struct vgg_array {
@@ -101,13 +121,13 @@ struct vgg_conv2d {
     bool relu;          /* forward only */
     enum vgg_pool pool; /* forward: fused max pooling; backward: not VGG_POOL_NONE when index is given */
     enum vgg_algorithm algorithm;
-    bool transformed; /* forward: w points to what conv2d_transform made of it for the same algorithm, c and k */
-    bool tf32;        /* see linear */
+    bool transformed;             /* forward: w points to what conv2d_transform made of it for the same algorithm, c and k */
+    enum vgg_precision precision; /* BF16: x, w, y, dx and dy are bfloat16 */
 };
 
-/* Fill *s from the arrays and check them; b, y and index or NULL. backward_input takes the height and width of the
- * convolution's input from input_shape (N, H, W, C) or NULL (then they are dy's; needed with index). In backward, s->pool
- * is what makes dy's height and width from the input's. VGG_INVALID_ARGUMENT names the argument. */
+/* Fill *s, whose precision is set before, from the arrays and check them; b, y and index or NULL. backward_input takes the
+ * height and width of the convolution's input from input_shape (N, H, W, C) or NULL (then they are dy's; needed with index).
+ * In backward, s->pool is what makes dy's height and width from the input's. VGG_INVALID_ARGUMENT names the argument. */
 enum vgg_status vgg_conv2d_check(struct vgg_conv2d *s, const struct vgg_array *x, const struct vgg_array *w,
                                  const struct vgg_array *b, struct vgg_error *error);
 enum vgg_status vgg_conv2d_backward_input_check(struct vgg_conv2d *s, const struct vgg_array *dy, const struct vgg_array *w,
@@ -129,6 +149,7 @@ enum vgg_algorithm vgg_conv2d_algorithm(const struct vgg_conv2d *s, enum vgg_dir
 struct vgg_max_pool2d {
     size_t n, h, w, c;
     bool ceil_mode;
+    enum vgg_dtype dtype; /* of x and y, dx and dy */
 };
 size_t vgg_pooled(size_t size, bool ceil_mode); /* size / 2, rounded; 0 only for size 0 or (floor) 1 */
 enum vgg_status vgg_max_pool2d_check(struct vgg_max_pool2d *s, const struct vgg_array *x, struct vgg_error *error);
@@ -150,6 +171,7 @@ struct vgg_lrn {
     size_t rows, c; /* rows = n * h * w */
     size_t size;    /* odd */
     float alpha, beta, k;
+    enum vgg_dtype dtype; /* of x and y, dx and dy */
 };
 enum vgg_status vgg_lrn_check(struct vgg_lrn *s, const struct vgg_array *x, const struct vgg_array *dy /* or NULL */,
                               struct vgg_error *error); /* size, alpha, beta, k are filled by the caller before */
@@ -160,17 +182,15 @@ enum vgg_status vgg_lrn_check(struct vgg_lrn *s, const struct vgg_array *x, cons
  *   dx[n][i] = sum over o of dy[n][o] * w[o][i]
  *   dw[o][i] = sum over n of dy[n][o] * x[n][i];   db[o] = sum over n of dy[n][o]
  *
- * In the forward pass w may be bfloat16: each weight is widened, exactly, to the float32 that is multiplied and added.
- *
- * tf32, here and in conv2d: the factors of products may be rounded to TF32 (float32 with 10 bits of fraction instead of 23),
- * sums are float32. It is leave, not order: a backend without such arithmetic, as the CPU's, goes on in float32. It is an
- * option of the call rather than of the context because results depend on it, as on relu, and not on where or when it runs.
+ * In the forward pass w may be bfloat16 on any backend: each weight is widened, exactly, to the float32 that is multiplied and
+ * added.
  */
 struct vgg_linear {
     size_t n, in, out;
-    bool relu;     /* forward only */
-    bool bfloat16; /* forward only: what w is, else float32 */
-    bool tf32;
+    bool relu;                    /* forward only */
+    bool bfloat16;                /* forward only: what w is, else float32 */
+    enum vgg_precision precision; /* BF16: x, w, y, dx and dy are bfloat16 */
+    bool wide;                    /* BF16: y or dy is float32, as logits are; dy is rounded before it is multiplied */
 };
 enum vgg_status vgg_linear_check(struct vgg_linear *s, const struct vgg_array *x, const struct vgg_array *w,
                                  const struct vgg_array *b, struct vgg_error *error);
@@ -232,6 +252,7 @@ struct vgg_dropout {
     float p;
     uint64_t seed;
     uint32_t purpose;
+    enum vgg_dtype dtype; /* of x and y */
 };
 enum vgg_status vgg_dropout_check(struct vgg_dropout *s, const struct vgg_array *x, const struct vgg_array *rows,
                                   struct vgg_error *error); /* p, seed, purpose are filled by the caller */
@@ -276,6 +297,7 @@ enum vgg_status vgg_augment_check(const struct vgg_augment *s, const struct vgg_
  */
 struct vgg_unfold {
     size_t n, h, w, c, size;
+    enum vgg_dtype dtype; /* of x and y */
 };
 enum vgg_status vgg_unfold_check(struct vgg_unfold *s, const struct vgg_array *x, struct vgg_error *error);
 
@@ -297,6 +319,7 @@ struct vgg_memory_stats {
 struct vgg_backend {
     const char *name; /* "cpu", "cuda": the device's name in Python */
     bool host;        /* data pointers may be read and written by the host */
+    bool bfloat16;    /* maps may be bfloat16 */
     int dlpack_type;  /* DLPack's number of this kind of device; 0: it has none, and its memory can't be shared */
     int (*device_count)(void);
 
@@ -308,6 +331,8 @@ struct vgg_backend {
     /* From a device of the same backend, after everything that was queued there; what is queued there later waits for it. */
     enum vgg_status (*copy)(struct vgg_context *ctx, void *to, const void *from, int from_device, size_t bytes);
     enum vgg_status (*zero)(struct vgg_context *ctx, void *data, size_t bytes);
+    /* float32 to bfloat16, rounded to the nearest, even where two are as near (a NaN stays one); or bfloat16 to float32. */
+    enum vgg_status (*convert)(struct vgg_context *ctx, void *to, enum vgg_dtype to_dtype, const void *from, size_t count);
     enum vgg_status (*synchronize)(struct vgg_context *ctx);
     /* Streams by DLPack's numbers: of CUDA 1 is the default stream, other numbers are handles. `stream` tells the calling
      * thread's. `order`: what is queued on `after` from now on waits for what `before` holds now; both are of ctx's device. */
@@ -323,38 +348,39 @@ struct vgg_backend {
     enum vgg_status (*conv2d_transformed_bytes)(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s);
     enum vgg_status (*conv2d_transform)(struct vgg_context *ctx, float *transformed, const float *w,
                                         const struct vgg_conv2d *s);
-    enum vgg_status (*conv2d)(struct vgg_context *ctx, float *y, uint8_t *index /* or NULL */, const float *x, const float *w,
+    enum vgg_status (*conv2d)(struct vgg_context *ctx, void *y, uint8_t *index /* or NULL */, const void *x, const void *w,
                               const float *b /* or NULL */, const struct vgg_conv2d *s);
-    enum vgg_status (*conv2d_backward_input)(struct vgg_context *ctx, float *dx, const float *dy, const float *w,
-                                             const float *y /* or NULL */, const uint8_t *index /* or NULL */,
+    enum vgg_status (*conv2d_backward_input)(struct vgg_context *ctx, void *dx, const void *dy, const void *w,
+                                             const void *y /* or NULL */, const uint8_t *index /* or NULL */,
                                              const struct vgg_conv2d *s);
-    enum vgg_status (*conv2d_backward_weight)(struct vgg_context *ctx, float *dw, float *db, const float *dy, const float *x,
-                                              const float *y /* or NULL */, const uint8_t *index /* or NULL */,
+    enum vgg_status (*conv2d_backward_weight)(struct vgg_context *ctx, float *dw, float *db, const void *dy, const void *x,
+                                              const void *y /* or NULL */, const uint8_t *index /* or NULL */,
                                               const struct vgg_conv2d *s, int beta);
 
-    enum vgg_status (*max_pool2d)(struct vgg_context *ctx, float *y, uint8_t *index, const float *x,
+    enum vgg_status (*max_pool2d)(struct vgg_context *ctx, void *y, uint8_t *index, const void *x,
                                   const struct vgg_max_pool2d *s);
-    enum vgg_status (*max_pool2d_backward)(struct vgg_context *ctx, float *dx, const float *dy, const uint8_t *index,
+    enum vgg_status (*max_pool2d_backward)(struct vgg_context *ctx, void *dx, const void *dy, const uint8_t *index,
                                            const struct vgg_max_pool2d *s);
 
-    enum vgg_status (*relu)(struct vgg_context *ctx, float *y, const float *x, size_t count); /* y may alias x */
+    enum vgg_status (*relu)(struct vgg_context *ctx, void *y, const void *x, size_t count,
+                            enum vgg_dtype dtype); /* y may alias x */
     /* dx = y > 0 ? dy : 0; dx may alias dy */
-    enum vgg_status (*relu_backward)(struct vgg_context *ctx, float *dx, const float *dy, const float *y, size_t count);
+    enum vgg_status (*relu_backward)(struct vgg_context *ctx, void *dx, const void *dy, const void *y, size_t count,
+                                     enum vgg_dtype dtype);
 
     /* y[j] += x[j]: where two gradients meet */
-    enum vgg_status (*add)(struct vgg_context *ctx, float *y, const float *x, size_t count);
+    enum vgg_status (*add)(struct vgg_context *ctx, void *y, const void *x, size_t count, enum vgg_dtype dtype);
 
-    enum vgg_status (*lrn)(struct vgg_context *ctx, float *y, const float *x, const struct vgg_lrn *s);
-    enum vgg_status (*lrn_backward)(struct vgg_context *ctx, float *dx, const float *dy, const float *x,
-                                    const struct vgg_lrn *s);
+    enum vgg_status (*lrn)(struct vgg_context *ctx, void *y, const void *x, const struct vgg_lrn *s);
+    enum vgg_status (*lrn_backward)(struct vgg_context *ctx, void *dx, const void *dy, const void *x, const struct vgg_lrn *s);
 
     enum vgg_status (*linear_workspace)(struct vgg_context *ctx, size_t *bytes, const struct vgg_linear *s,
                                         enum vgg_direction direction);
-    enum vgg_status (*linear)(struct vgg_context *ctx, float *y, const float *x, const void *w, const float *b /* or NULL */,
+    enum vgg_status (*linear)(struct vgg_context *ctx, void *y, const void *x, const void *w, const float *b /* or NULL */,
                               const struct vgg_linear *s);
-    enum vgg_status (*linear_backward_input)(struct vgg_context *ctx, float *dx, const float *dy, const float *w,
+    enum vgg_status (*linear_backward_input)(struct vgg_context *ctx, void *dx, const void *dy, const void *w,
                                              const struct vgg_linear *s);
-    enum vgg_status (*linear_backward_weight)(struct vgg_context *ctx, float *dw, float *db, const float *dy, const float *x,
+    enum vgg_status (*linear_backward_weight)(struct vgg_context *ctx, float *dw, float *db, const void *dy, const void *x,
                                               const struct vgg_linear *s, int beta);
 
     enum vgg_status (*softmax)(struct vgg_context *ctx, float *y, const float *x, const struct vgg_softmax *s);
@@ -363,7 +389,7 @@ struct vgg_backend {
     enum vgg_status (*euclidean_loss)(struct vgg_context *ctx, float *loss, float *dx, const float *x, const float *target,
                                       const int64_t *labels /* or NULL */, const struct vgg_euclidean *s);
 
-    enum vgg_status (*dropout)(struct vgg_context *ctx, float *y, const float *x, const int64_t *rows,
+    enum vgg_status (*dropout)(struct vgg_context *ctx, void *y, const void *x, const int64_t *rows,
                                const struct vgg_dropout *s);
 
     enum vgg_status (*sgd)(struct vgg_context *ctx, float *const *param, float *const *velocity, const float *const *grad,
@@ -374,7 +400,7 @@ struct vgg_backend {
                                size_t size);
 
     enum vgg_status (*augment)(struct vgg_context *ctx, float *x, const struct vgg_crop *crops, const struct vgg_augment *s);
-    enum vgg_status (*unfold)(struct vgg_context *ctx, float *y, const float *x, const struct vgg_unfold *s);
+    enum vgg_status (*unfold)(struct vgg_context *ctx, void *y, const void *x, const struct vgg_unfold *s);
 
     /* x[j] from words of (seed, row 0, purpose): normal (mean 0, deviation scale) or uniform in [-scale, scale); see "random
      * numbers" above. */

@@ -25,6 +25,11 @@ char *vgg_shape_text(char *text, size_t size, const size_t *shape, int ndim);
 /* Each check names the operation and the argument in its message. */
 enum vgg_status vgg_expect_dtype(const char *op, const char *name, const struct vgg_array *a, enum vgg_dtype dtype,
                                  struct vgg_error *error);
+/* The dtype of precision's maps. */
+enum vgg_status vgg_expect_precision(const char *op, const char *name, const struct vgg_array *a, enum vgg_precision precision,
+                                     struct vgg_error *error);
+/* A map of whatever precision: float32 or bfloat16, which a backend that lacks it does not meet (vgg.h). */
+enum vgg_status vgg_expect_map(const char *op, const char *name, const struct vgg_array *a, struct vgg_error *error);
 enum vgg_status vgg_expect_ndim(const char *op, const char *name, const struct vgg_array *a, int ndim, struct vgg_error *error);
 /* `because` completes "expected (...) because ...". */
 enum vgg_status vgg_expect_shape(const char *op, const char *name, const struct vgg_array *a, const size_t *shape, int ndim,

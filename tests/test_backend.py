@@ -217,13 +217,17 @@ def _random(put):
 
 
 def _memory(put):
-    """Tensors' own functions: arenas and views, copies on the device and between devices, zeros."""
+    """Tensors' own functions: arenas and views, copies on the device and between devices, conversions there, zeros."""
     x = put(_normal(8, 16))
     arena = put(np.zeros(1024, np.uint8))
     view = arena.view(64, (4, 16), "float32")
     view.copy_(x.view(4 * 64, (4, 16), "float32"))
     zeros = _C.zeros((3, 5), device=x.device)
-    return [arena, view.reshape((64,)), zeros, x.to(x.device), _C.tensor(x, device=x.device)]
+    narrow = x.to(dtype="bfloat16")
+    wide = put(np.zeros((8, 16), np.float32))
+    wide.copy_(narrow)
+    same = [x.to(x.device), _C.tensor(x, device=x.device), narrow.to(dtype="float32"), wide]
+    return [arena, view.reshape((64,)), zeros, *same]
 
 
 CASES = {
@@ -274,7 +278,7 @@ def test_operations_are_bit_equal(backend, case, device):
 
 
 def test_bfloat16_weights_on_a_device(backend):
-    """Converted by way of the host, multiplied where they are."""
+    """Made on the host, widened and multiplied where they are."""
     x, w = _normal(3, 40), _normal(7, 40)
     there = _C.tensor(w, dtype="bfloat16", device="test")
     assert (there.dtype, there.device) == ("bfloat16", "test:0")

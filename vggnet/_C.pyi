@@ -11,7 +11,7 @@ _Dtype: TypeAlias = Literal["float32", "int64", "uint8", "bfloat16"]
 _Direction: TypeAlias = Literal["forward", "backward_input", "backward_weight"]
 _Algorithm: TypeAlias = Literal["auto", "direct", "winograd2", "winograd4", "winograd6"]
 _Pool: TypeAlias = bool | Literal["floor", "ceil"]
-_Precision: TypeAlias = Literal["float32", "tf32"]
+_Precision: TypeAlias = Literal["float32", "tf32", "bf16"]
 _Shape: TypeAlias = Sequence[int]
 _ArrayLike: TypeAlias = Any
 
@@ -199,6 +199,7 @@ def linear_workspace(
     direction: _Direction = "forward",
     *,
     weight_dtype: Literal["float32", "bfloat16"] = "float32",
+    precision: _Precision = "float32",
     device: str = "cpu",
 ) -> int: ...
 def dropout(

@@ -62,6 +62,22 @@ enum vgg_status vgg_expect_dtype(const char *op, const char *name, const struct 
                     vgg_dtype_name(dtype));
 }
 
+enum vgg_status vgg_expect_precision(const char *op, const char *name, const struct vgg_array *a, enum vgg_precision precision,
+                                     struct vgg_error *error)
+{
+    static const char *const names[VGG_PRECISION_COUNT] = {"float32", "tf32", "bf16"};
+    enum vgg_dtype dtype = vgg_precision_dtype(precision);
+    if (a->dtype == dtype || (a->dtype != VGG_BFLOAT16 && precision != VGG_PRECISION_BF16))
+        return vgg_expect_dtype(op, name, a, dtype, error);
+    return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: %s has dtype %s; expected %s because precision is \"%s\"", op, name,
+                    vgg_dtype_name(a->dtype), vgg_dtype_name(dtype), names[precision]);
+}
+
+enum vgg_status vgg_expect_map(const char *op, const char *name, const struct vgg_array *a, struct vgg_error *error)
+{
+    return a->dtype == VGG_BFLOAT16 ? VGG_OK : vgg_expect_dtype(op, name, a, VGG_FLOAT32, error);
+}
+
 enum vgg_status vgg_expect_ndim(const char *op, const char *name, const struct vgg_array *a, int ndim, struct vgg_error *error)
 {
     if (a->ndim == ndim)

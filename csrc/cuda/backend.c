@@ -5,6 +5,7 @@
 const struct vgg_backend vgg_cuda_backend = {
     .name = "cuda",
     .host = false,
+    .bfloat16 = true,
     .dlpack_type = 2,
     .device_count = vgg_cuda_count,
     .allocate = vgg_cuda_allocate,
@@ -13,6 +14,7 @@ const struct vgg_backend vgg_cuda_backend = {
     .download = vgg_cuda_download,
     .copy = vgg_cuda_copy,
     .zero = vgg_cuda_zero,
+    .convert = vgg_cuda_convert,
     .synchronize = vgg_cuda_synchronize,
     .stream = vgg_cuda_dlpack_stream,
     .order = vgg_cuda_order,

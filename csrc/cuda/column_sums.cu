@@ -17,7 +17,7 @@ size_t vgg_cuda_column_sums_bytes(size_t rows, size_t k)
     return parts_of(rows) * k * sizeof(float);
 }
 
-__global__ static void partial_kernel(float *partial, const float *g, size_t rows, size_t k, size_t parts)
+template <typename T> __global__ static void partial_kernel(float *partial, const T *g, size_t rows, size_t k, size_t parts)
 {
     __shared__ float sums[WARPS][COLUMNS];
     size_t groups = (k + COLUMNS - 1) / COLUMNS;
@@ -27,7 +27,7 @@ __global__ static void partial_kernel(float *partial, const float *g, size_t row
         float sum = 0;
         if (column < k)
             for (size_t row = first + threadIdx.y; row < last; row += WARPS)
-                sum += g[row * k + column];
+                sum += widen(g[row * k + column]);
         sums[threadIdx.y][threadIdx.x] = sum;
         __syncthreads();
         if (threadIdx.y == 0 && column < k) {
@@ -49,8 +49,8 @@ __global__ static void total_kernel(float *sum, const float *partial, size_t par
     }
 }
 
-cudaError_t vgg_cuda_launch_column_sums(float *sum, const float *g, void *scratch, size_t rows, size_t k, int beta,
-                                        cudaStream_t stream)
+cudaError_t vgg_cuda_launch_column_sums(float *sum, const void *g, enum vgg_dtype dtype, void *scratch, size_t rows, size_t k,
+                                        int beta, cudaStream_t stream)
 {
     if (!k)
         return cudaSuccess;
@@ -58,7 +58,9 @@ cudaError_t vgg_cuda_launch_column_sums(float *sum, const float *g, void *scratc
     float *partial = (float *)scratch;
     if (parts) {
         size_t blocks = parts * ((k + COLUMNS - 1) / COLUMNS);
-        partial_kernel<<<blocks_for(blocks, 1), dim3(COLUMNS, WARPS), 0, stream>>>(partial, g, rows, k, parts);
+        WITH_TYPE(
+            dtype, T,
+            partial_kernel<<<blocks_for(blocks, 1), dim3(COLUMNS, WARPS), 0, stream>>>(partial, (const T *)g, rows, k, parts));
         cudaError_t error = cudaGetLastError();
         if (error != cudaSuccess) /* there is nothing to add up */
             return error;

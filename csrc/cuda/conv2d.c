@@ -1,47 +1,57 @@
 /* conv2d.c: convolution through cuDNN's graphs (paper, section 2.1), with our kernels around them: pooling with its index,
  * the gradient's mask and un-pooling, and the bias gradient. Contract: vgg.h.
  *
- * What cuDNN's engines refuse is asked for once more in parts: bias and ReLU apart from the convolution, and channels filled up
- * to a multiple of 4 with zeros. The choice is made when the workspace is planned and is the same when the call runs. */
+ * What cuDNN's engines refuse is asked for once more in parts: bias and ReLU apart from the convolution, a bfloat16 gradient of
+ * the weights which is widened after it, and channels filled up with zeros to a multiple of 16 bytes. The choice is made when
+ * the workspace is planned and is the same when the call runs. */
 #include "host.h"
 
-enum { CHANNELS = 4 }; /* a multiple of which engines may ask for */
+enum { CHANNEL_BYTES = 16 }; /* a multiple of which engines may ask for */
 
 /* How one call is carried out: the graph, and the parts of the workspace. */
 struct call {
     struct vgg_cuda_graph graph;
-    bool padded;     /* c is graph.c, filled up */
-    bool epilogue;   /* bias and ReLU by our kernel */
+    bool padded; /* c is graph.c, filled up */
+    bool apart;  /* forward: bias and ReLU by our kernel; backward_weight: dw comes as bfloat16 */
+    enum vgg_dtype dtype;
     size_t maps;     /* n * h * w */
     size_t weights;  /* k * kernel_size^2: rows of c values */
-    float *map;      /* forward: before pooling; backward: the gradient of z */
-    float *x, *w;    /* padded twins */
+    void *map;       /* forward: before pooling; backward: the gradient of z */
+    void *x, *w;     /* padded twins; backward_weight: w is float32 */
     float *sum;      /* backward_weight: dw before it is added or cut back */
+    void *narrow;    /* backward_weight: dw as it comes when `apart` */
     void *partial;   /* backward_weight: of the bias gradient */
     void *workspace; /* cuDNN's */
     size_t workspace_bytes;
     struct vgg_cuda_parts parts;
 };
 
-static enum vgg_cuda_graph_kind forward_kind(bool bias, bool relu)
+static enum vgg_cuda_graph_kind kind_of(enum vgg_direction direction, bool bias, bool relu, bool apart)
 {
+    if (direction == VGG_BACKWARD_INPUT)
+        return VGG_CUDA_BACKWARD_INPUT;
+    if (direction == VGG_BACKWARD_WEIGHT)
+        return apart ? VGG_CUDA_BACKWARD_WEIGHT_BF16 : VGG_CUDA_BACKWARD_WEIGHT;
+    if (apart)
+        return VGG_CUDA_CONVOLUTION;
     return bias ? (relu ? VGG_CUDA_CONVOLUTION_BIAS_RELU : VGG_CUDA_CONVOLUTION_BIAS)
                 : (relu ? VGG_CUDA_CONVOLUTION_RELU : VGG_CUDA_CONVOLUTION);
 }
 
 /* The first form of the graph that an engine takes. */
-static enum vgg_status choose(struct vgg_context *ctx, struct call *call, bool bias, bool relu)
+static enum vgg_status choose(struct vgg_context *ctx, struct call *call, enum vgg_direction direction, bool bias, bool relu)
 {
-    const size_t c = call->graph.c, full = vgg_ceil_div(c, CHANNELS) * CHANNELS;
-    const bool fusable = call->graph.kind == VGG_CUDA_CONVOLUTION && (bias || relu);
+    const size_t c = call->graph.c, multiple = CHANNEL_BYTES / vgg_dtype_size(call->dtype);
+    const size_t full = vgg_ceil_div(c, multiple) * multiple;
+    const bool divisible = (direction == VGG_FORWARD && (bias || relu)) ||
+                           (direction == VGG_BACKWARD_WEIGHT && call->graph.precision == VGG_PRECISION_BF16);
     enum vgg_status status = VGG_UNSUPPORTED;
     for (int form = 0; form < 4 && status == VGG_UNSUPPORTED; form++) {
-        call->epilogue = form & 1;
+        call->apart = form & 1;
         call->padded = form & 2;
-        if ((call->epilogue && !fusable) || (call->padded && full == c))
+        if ((call->apart && !divisible) || (call->padded && full == c))
             continue;
-        if (fusable)
-            call->graph.kind = call->epilogue ? VGG_CUDA_CONVOLUTION : forward_kind(bias, relu);
+        call->graph.kind = kind_of(direction, bias, relu, call->apart);
         call->graph.c = call->padded ? full : c;
         status = vgg_cuda_graph_workspace(ctx, &call->workspace_bytes, &call->graph);
     }
@@ -56,33 +66,35 @@ static enum vgg_status plan(struct vgg_context *ctx, struct call *call, char *ba
 {
     size_t r2 = s->kernel_size * s->kernel_size;
     *call = (struct call){
-        .graph = {.kind = direction == VGG_FORWARD          ? VGG_CUDA_CONVOLUTION
-                          : direction == VGG_BACKWARD_INPUT ? VGG_CUDA_BACKWARD_INPUT
-                                                            : VGG_CUDA_BACKWARD_WEIGHT,
-                  .n = s->n,
+        .graph = {.n = s->n,
                   .h = s->h,
                   .w = s->w,
                   .c = s->c,
                   .k = s->k,
                   .kernel_size = s->kernel_size,
                   .aligned = true,
-                  .tf32 = s->tf32},
+                  .precision = s->precision},
+        .dtype = vgg_precision_dtype(s->precision),
         .maps = s->n * s->h * s->w,
         .weights = s->k * r2,
         .parts = {.base = base},
     };
-    CUDA_PASS(choose(ctx, call, bias, s->relu));
+    CUDA_PASS(vgg_cuda_expect_precision(ctx, "conv2d", s->precision));
+    CUDA_PASS(choose(ctx, call, direction, bias, s->relu));
     struct vgg_cuda_parts *parts = &call->parts;
-    size_t c = call->graph.c;
+    const size_t c = call->graph.c, size = vgg_dtype_size(call->dtype);
+    const bool weight = direction == VGG_BACKWARD_WEIGHT;
     if (direction == VGG_FORWARD ? s->pool != VGG_POOL_NONE : masked)
-        call->map = vgg_cuda_part(parts, call->maps * s->k, sizeof(float));
+        call->map = vgg_cuda_part(parts, call->maps * s->k, size);
     if (call->padded) {
-        call->x = vgg_cuda_part(parts, call->maps * c, sizeof(float));
-        call->w = vgg_cuda_part(parts, call->weights * c, sizeof(float));
+        call->x = vgg_cuda_part(parts, call->maps * c, size);
+        call->w = vgg_cuda_part(parts, call->weights * c, weight ? sizeof(float) : size);
     }
-    if (direction == VGG_BACKWARD_WEIGHT) {
+    if (weight) {
         call->sum = vgg_cuda_part(parts, call->weights * s->c, sizeof(float));
         call->partial = vgg_cuda_part(parts, vgg_cuda_column_sums_bytes(call->maps, s->k), 1);
+        if (call->apart)
+            call->narrow = vgg_cuda_part(parts, call->weights * c, size);
     }
     return VGG_OK;
 }
@@ -136,11 +148,11 @@ static enum vgg_status check_algorithm(struct vgg_context *ctx, const char *op, 
 
 static struct vgg_max_pool2d pool_of(const struct vgg_conv2d *s)
 {
-    return (struct vgg_max_pool2d){s->n, s->h, s->w, s->k, s->pool == VGG_POOL_CEIL};
+    return (struct vgg_max_pool2d){s->n, s->h, s->w, s->k, s->pool == VGG_POOL_CEIL, vgg_precision_dtype(s->precision)};
 }
 
-enum vgg_status vgg_cuda_conv2d(struct vgg_context *ctx, float *y, uint8_t *index, const float *x, const float *w,
-                                const float *b, const struct vgg_conv2d *s)
+enum vgg_status vgg_cuda_conv2d(struct vgg_context *ctx, void *y, uint8_t *index, const void *x, const void *w, const float *b,
+                                const struct vgg_conv2d *s)
 {
     struct call call;
     cudaStream_t stream;
@@ -151,15 +163,15 @@ enum vgg_status vgg_cuda_conv2d(struct vgg_context *ctx, float *y, uint8_t *inde
     CUDA_PASS(plan(ctx, &call, ctx->workspace, s, VGG_FORWARD, b != NULL, false));
     CUDA_PASS(share_workspace(ctx, "conv2d", &call));
     if (call.padded) {
-        CUDA_TRY(ctx, vgg_cuda_launch_pad(call.x, x, call.maps, s->c, call.graph.c, stream));
-        CUDA_TRY(ctx, vgg_cuda_launch_pad(call.w, w, call.weights, s->c, call.graph.c, stream));
+        CUDA_TRY(ctx, vgg_cuda_launch_pad(call.x, x, call.maps, s->c, call.graph.c, call.dtype, stream));
+        CUDA_TRY(ctx, vgg_cuda_launch_pad(call.w, w, call.weights, s->c, call.graph.c, call.dtype, stream));
     }
-    float *map = s->pool == VGG_POOL_NONE ? y : call.map;
-    const bool bias = b && !call.epilogue;
+    void *map = s->pool == VGG_POOL_NONE ? y : call.map;
+    const bool bias = b && !call.apart;
     const void *tensors[4] = {call.padded ? call.x : x, call.padded ? call.w : w, bias ? (const void *)b : map, map};
     CUDA_PASS(vgg_cuda_graph_run(ctx, &call.graph, tensors, call.workspace, call.workspace_bytes, stream));
-    if (call.epilogue)
-        CUDA_TRY(ctx, vgg_cuda_launch_bias_relu(map, b, call.maps, s->k, s->relu, stream));
+    if (call.apart)
+        CUDA_TRY(ctx, vgg_cuda_launch_bias_relu(map, call.dtype, map, call.dtype, b, call.maps, s->k, s->relu, stream));
     if (s->pool != VGG_POOL_NONE) {
         struct vgg_max_pool2d pool = pool_of(s);
         CUDA_TRY(ctx, vgg_cuda_launch_max_pool2d(y, index, map, &pool, stream));
@@ -168,8 +180,8 @@ enum vgg_status vgg_cuda_conv2d(struct vgg_context *ctx, float *y, uint8_t *inde
 }
 
 /* *g: the gradient of z: dy itself, or made in call->map. */
-static enum vgg_status upstream(struct vgg_context *ctx, const float **g, const struct call *call, const float *dy,
-                                const float *y, const uint8_t *index, const struct vgg_conv2d *s, cudaStream_t stream)
+static enum vgg_status upstream(struct vgg_context *ctx, const void **g, const struct call *call, const void *dy, const void *y,
+                                const uint8_t *index, const struct vgg_conv2d *s, cudaStream_t stream)
 {
     *g = dy;
     if (!y && !index)
@@ -178,17 +190,17 @@ static enum vgg_status upstream(struct vgg_context *ctx, const float **g, const 
         struct vgg_max_pool2d pool = pool_of(s);
         CUDA_TRY(ctx, vgg_cuda_launch_unpool(call->map, dy, y, index, &pool, stream));
     } else
-        CUDA_TRY(ctx, vgg_cuda_launch_relu_backward(call->map, dy, y, call->maps * s->k, stream));
+        CUDA_TRY(ctx, vgg_cuda_launch_relu_backward(call->map, dy, y, call->maps * s->k, call->dtype, stream));
     *g = call->map;
     return VGG_OK;
 }
 
-enum vgg_status vgg_cuda_conv2d_backward_input(struct vgg_context *ctx, float *dx, const float *dy, const float *w,
-                                               const float *y, const uint8_t *index, const struct vgg_conv2d *s)
+enum vgg_status vgg_cuda_conv2d_backward_input(struct vgg_context *ctx, void *dx, const void *dy, const void *w, const void *y,
+                                               const uint8_t *index, const struct vgg_conv2d *s)
 {
     struct call call;
     cudaStream_t stream;
-    const float *g;
+    const void *g;
     CUDA_PASS(check_algorithm(ctx, "conv2d_backward_input", s));
     if (s->n == 0 || s->h == 0 || s->w == 0)
         return VGG_OK;
@@ -197,20 +209,20 @@ enum vgg_status vgg_cuda_conv2d_backward_input(struct vgg_context *ctx, float *d
     CUDA_PASS(share_workspace(ctx, "conv2d_backward_input", &call));
     CUDA_PASS(upstream(ctx, &g, &call, dy, y, index, s, stream));
     if (call.padded)
-        CUDA_TRY(ctx, vgg_cuda_launch_pad(call.w, w, call.weights, s->c, call.graph.c, stream));
+        CUDA_TRY(ctx, vgg_cuda_launch_pad(call.w, w, call.weights, s->c, call.graph.c, call.dtype, stream));
     const void *tensors[3] = {g, call.padded ? call.w : w, call.padded ? call.x : dx};
     CUDA_PASS(vgg_cuda_graph_run(ctx, &call.graph, tensors, call.workspace, call.workspace_bytes, stream));
     if (call.padded)
-        CUDA_TRY(ctx, vgg_cuda_launch_unpad(dx, call.x, call.maps, s->c, call.graph.c, stream));
+        CUDA_TRY(ctx, vgg_cuda_launch_unpad(dx, call.x, call.maps, s->c, call.graph.c, call.dtype, stream));
     return VGG_OK;
 }
 
-enum vgg_status vgg_cuda_conv2d_backward_weight(struct vgg_context *ctx, float *dw, float *db, const float *dy, const float *x,
-                                                const float *y, const uint8_t *index, const struct vgg_conv2d *s, int beta)
+enum vgg_status vgg_cuda_conv2d_backward_weight(struct vgg_context *ctx, float *dw, float *db, const void *dy, const void *x,
+                                                const void *y, const uint8_t *index, const struct vgg_conv2d *s, int beta)
 {
     struct call call;
     cudaStream_t stream;
-    const float *g;
+    const void *g;
     CUDA_PASS(check_algorithm(ctx, "conv2d_backward_weight", s));
     CUDA_PASS(vgg_cuda_enter(ctx, &stream));
     size_t count = s->k * s->kernel_size * s->kernel_size * s->c;
@@ -224,15 +236,17 @@ enum vgg_status vgg_cuda_conv2d_backward_weight(struct vgg_context *ctx, float *
     CUDA_PASS(plan(ctx, &call, ctx->workspace, s, VGG_BACKWARD_WEIGHT, false, y || index));
     CUDA_PASS(share_workspace(ctx, "conv2d_backward_weight", &call));
     CUDA_PASS(upstream(ctx, &g, &call, dy, y, index, s, stream));
-    CUDA_TRY(ctx, vgg_cuda_launch_column_sums(db, g, call.partial, call.maps, s->k, beta, stream));
+    CUDA_TRY(ctx, vgg_cuda_launch_column_sums(db, g, call.dtype, call.partial, call.maps, s->k, beta, stream));
     if (call.padded)
-        CUDA_TRY(ctx, vgg_cuda_launch_pad(call.x, x, call.maps, s->c, call.graph.c, stream));
-    float *sum = beta ? call.sum : dw;
-    const void *tensors[3] = {g, call.padded ? call.x : x, call.padded ? call.w : sum};
+        CUDA_TRY(ctx, vgg_cuda_launch_pad(call.x, x, call.maps, s->c, call.graph.c, call.dtype, stream));
+    float *sum = beta ? call.sum : dw, *full = call.padded ? call.w : sum;
+    const void *tensors[3] = {g, call.padded ? call.x : x, call.apart ? call.narrow : full};
     CUDA_PASS(vgg_cuda_graph_run(ctx, &call.graph, tensors, call.workspace, call.workspace_bytes, stream));
+    if (call.apart)
+        CUDA_TRY(ctx, vgg_cuda_launch_convert(full, VGG_FLOAT32, call.narrow, call.weights * call.graph.c, stream));
     if (call.padded)
-        CUDA_TRY(ctx, vgg_cuda_launch_unpad(sum, call.w, call.weights, s->c, call.graph.c, stream));
+        CUDA_TRY(ctx, vgg_cuda_launch_unpad(sum, full, call.weights, s->c, call.graph.c, VGG_FLOAT32, stream));
     if (beta)
-        CUDA_TRY(ctx, vgg_cuda_launch_add(dw, sum, count, stream));
+        CUDA_TRY(ctx, vgg_cuda_launch_add(dw, sum, count, VGG_FLOAT32, stream));
     return VGG_OK;
 }

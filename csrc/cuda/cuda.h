@@ -49,33 +49,37 @@ cudaStream_t vgg_cuda_stream(int device);
 /* ------------------------------------------------------------------------------------------------ launches (.cu files)
  *
  * One function a kernel: outputs, inputs, shape, options, stream; it launches and returns cudaGetLastError(). Counts are in
- * elements, 64 bits wide; 0 launches nothing. Pointers of `float` are aligned to 4 bytes, no more. */
+ * elements, 64 bits wide; 0 launches nothing. Pointers are aligned to their elements, no more. `void *`: a map, float32 or
+ * bfloat16. */
 
-cudaError_t vgg_cuda_launch_relu(float *y, const float *x, size_t count, cudaStream_t stream);
-cudaError_t vgg_cuda_launch_relu_backward(float *dx, const float *dy, const float *y, size_t count, cudaStream_t stream);
-cudaError_t vgg_cuda_launch_add(float *y, const float *x, size_t count, cudaStream_t stream);
-/* y[row][k] = epilogue(y[row][k] + b[k]); b NULL adds nothing */
-cudaError_t vgg_cuda_launch_bias_relu(float *y, const float *b, size_t rows, size_t k, bool relu, cudaStream_t stream);
-/* out[i] = the float of the bfloat16 in[i] */
-cudaError_t vgg_cuda_launch_widen(float *out, const uint16_t *in, size_t count, cudaStream_t stream);
+cudaError_t vgg_cuda_launch_relu(void *y, const void *x, size_t count, enum vgg_dtype dtype, cudaStream_t stream);
+cudaError_t vgg_cuda_launch_relu_backward(void *dx, const void *dy, const void *y, size_t count, enum vgg_dtype dtype,
+                                          cudaStream_t stream);
+cudaError_t vgg_cuda_launch_add(void *y, const void *x, size_t count, enum vgg_dtype dtype, cudaStream_t stream);
+/* y[row][k] = epilogue(z[row][k] + b[k]); b NULL adds nothing; y may be z; of one dtype, or y bfloat16 and z float32 */
+cudaError_t vgg_cuda_launch_bias_relu(void *y, enum vgg_dtype dtype, const void *z, enum vgg_dtype z_dtype, const float *b,
+                                      size_t rows, size_t k, bool relu, cudaStream_t stream);
+/* out[i], of `dtype`, = in[i]: from float32 to bfloat16, or from that to float32 */
+cudaError_t vgg_cuda_launch_convert(void *out, enum vgg_dtype dtype, const void *in, size_t count, cudaStream_t stream);
 /* Rows of c values become rows of `padded` values, zeros last; or are cut back to c. */
-cudaError_t vgg_cuda_launch_pad(float *out, const float *in, size_t rows, size_t c, size_t padded, cudaStream_t stream);
-cudaError_t vgg_cuda_launch_unpad(float *out, const float *in, size_t rows, size_t c, size_t padded, cudaStream_t stream);
+cudaError_t vgg_cuda_launch_pad(void *out, const void *in, size_t rows, size_t c, size_t padded, enum vgg_dtype dtype,
+                                cudaStream_t stream);
+cudaError_t vgg_cuda_launch_unpad(void *out, const void *in, size_t rows, size_t c, size_t padded, enum vgg_dtype dtype,
+                                  cudaStream_t stream);
 
-cudaError_t vgg_cuda_launch_max_pool2d(float *y, uint8_t *index /* or NULL */, const float *x, const struct vgg_max_pool2d *s,
+cudaError_t vgg_cuda_launch_max_pool2d(void *y, uint8_t *index /* or NULL */, const void *x, const struct vgg_max_pool2d *s,
                                        cudaStream_t stream);
 /* dx[n][i][j][c] = dy where index says, and y > 0 (y or NULL: like dy), else 0 */
-cudaError_t vgg_cuda_launch_unpool(float *dx, const float *dy, const float *y, const uint8_t *index,
+cudaError_t vgg_cuda_launch_unpool(void *dx, const void *dy, const void *y, const uint8_t *index,
                                    const struct vgg_max_pool2d *s, cudaStream_t stream);
 
-cudaError_t vgg_cuda_launch_lrn(float *y, const float *x, const struct vgg_lrn *s, cudaStream_t stream);
-cudaError_t vgg_cuda_launch_lrn_backward(float *dx, const float *dy, const float *x, const struct vgg_lrn *s,
-                                         cudaStream_t stream);
+cudaError_t vgg_cuda_launch_lrn(void *y, const void *x, const struct vgg_lrn *s, cudaStream_t stream);
+cudaError_t vgg_cuda_launch_lrn_backward(void *dx, const void *dy, const void *x, const struct vgg_lrn *s, cudaStream_t stream);
 
 /* sum[k] = (beta ? sum[k] : 0) + sum over rows of g[row][k]. Partial sums go to scratch of vgg_cuda_column_sums_bytes. */
 size_t vgg_cuda_column_sums_bytes(size_t rows, size_t k);
-cudaError_t vgg_cuda_launch_column_sums(float *sum, const float *g, void *scratch, size_t rows, size_t k, int beta,
-                                        cudaStream_t stream);
+cudaError_t vgg_cuda_launch_column_sums(float *sum, const void *g, enum vgg_dtype dtype, void *scratch, size_t rows, size_t k,
+                                        int beta, cudaStream_t stream);
 
 cudaError_t vgg_cuda_launch_softmax(float *y, const float *x, const struct vgg_softmax *s, cudaStream_t stream);
 /* A label out of range makes the loss and its row NaN: checking it would mean waiting for the device. */
@@ -85,7 +89,7 @@ cudaError_t vgg_cuda_launch_cross_entropy(float *loss, float *dlogits, const flo
 cudaError_t vgg_cuda_launch_euclidean_loss(float *loss, float *dx, const float *x, const float *target, const int64_t *labels,
                                            const struct vgg_euclidean *s, cudaStream_t stream);
 
-cudaError_t vgg_cuda_launch_dropout(float *y, const float *x, const int64_t *rows, const struct vgg_dropout *s,
+cudaError_t vgg_cuda_launch_dropout(void *y, const void *x, const int64_t *rows, const struct vgg_dropout *s,
                                     cudaStream_t stream);
 cudaError_t vgg_cuda_launch_random_normal(float *x, size_t count, float scale, uint64_t seed, uint32_t purpose,
                                           cudaStream_t stream);
@@ -113,7 +117,7 @@ cudaError_t vgg_cuda_launch_average(float *out, const struct vgg_cuda_average_li
 /* crops: n times (size, size, c) bytes; offset and mirror: (n, 4) floats and n bytes, both on the device */
 cudaError_t vgg_cuda_launch_augment(float *x, const uint8_t *crops, const float *offset, const uint8_t *mirror,
                                     const struct vgg_augment *s, cudaStream_t stream);
-cudaError_t vgg_cuda_launch_unfold(float *y, const float *x, const struct vgg_unfold *s, cudaStream_t stream);
+cudaError_t vgg_cuda_launch_unfold(void *y, const void *x, const struct vgg_unfold *s, cudaStream_t stream);
 
 #ifdef __cplusplus
 }

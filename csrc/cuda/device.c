@@ -167,8 +167,26 @@ void vgg_cuda_unlock(struct vgg_context *ctx)
     pthread_mutex_unlock(&devices[ctx->device].library_lock);
 }
 
-enum vgg_status vgg_cuda_lock_cublas(struct vgg_context *ctx, cublasHandle_t *handle, cudaStream_t stream, bool tf32)
+enum vgg_status vgg_cuda_expect_precision(struct vgg_context *ctx, const char *op, enum vgg_precision precision)
 {
+    int major = 0, minor = 0;
+    if (precision != VGG_PRECISION_BF16)
+        return VGG_OK;
+    CUDA_TRY(ctx, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ctx->device));
+    CUDA_TRY(ctx, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ctx->device));
+    if (major >= 8)
+        return VGG_OK;
+    return vgg_fail(ctx->error, VGG_UNSUPPORTED,
+                    "%s: precision \"bf16\" needs a GPU of compute capability 8.0 or later; cuda:%d has %d.%d: use \"float32\"",
+                    op, ctx->device, major, minor);
+}
+
+enum vgg_status vgg_cuda_lock_cublas(struct vgg_context *ctx, cublasHandle_t *handle, cudaStream_t stream,
+                                     enum vgg_precision precision)
+{
+    /* float32 and nothing less; factors as narrow as they are stored, but sums in float32 */
+    static const cublasMath_t modes[VGG_PRECISION_COUNT] = {CUBLAS_PEDANTIC_MATH, CUBLAS_TF32_TENSOR_OP_MATH,
+                                                            CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION};
     struct device *d = &devices[ctx->device];
     pthread_mutex_lock(&d->library_lock);
     cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
@@ -177,8 +195,8 @@ enum vgg_status vgg_cuda_lock_cublas(struct vgg_context *ctx, cublasHandle_t *ha
         if (status != CUBLAS_STATUS_SUCCESS)
             d->cublas = NULL;
     }
-    if (status == CUBLAS_STATUS_SUCCESS) /* pedantic: float32 and nothing less */
-        status = vgg_cublas.cublasSetMathMode(d->cublas, tf32 ? CUBLAS_TF32_TENSOR_OP_MATH : CUBLAS_PEDANTIC_MATH);
+    if (status == CUBLAS_STATUS_SUCCESS)
+        status = vgg_cublas.cublasSetMathMode(d->cublas, modes[precision]);
     if (status == CUBLAS_STATUS_SUCCESS)
         status = vgg_cublas.cublasSetStream_v2(d->cublas, stream);
     *handle = d->cublas;

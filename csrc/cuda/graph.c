@@ -1,7 +1,7 @@
 /* graph.c: cuDNN's graph API: one convolution, forward with bias and ReLU fused, or one of its gradients, as an execution plan.
  *
  * Engines are taken in the order of cuDNN's heuristics; left out are those that note other results from run to run
- * (atomics) and those that round inputs to fewer bits than float32 has, but for TF32 where the caller allows it. Plans are
+ * (atomics) and those that round inputs to fewer bits than they have, but for TF32 where the caller allows it. Plans are
  * kept, the most recent ones: dense evaluation meets many image sizes. */
 #include "host.h"
 
@@ -71,10 +71,10 @@ static void give_back(struct builder *b)
 }
 
 /* (a, channels, rows, columns) as cuDNN orders sizes, in memory (a, rows, columns, channels). uid 0..3; virtual from 100. */
-static cudnnBackendDescriptor_t tensor(struct builder *b, int64_t uid, size_t a, size_t channels, size_t rows, size_t columns)
+static cudnnBackendDescriptor_t tensor(struct builder *b, int64_t uid, cudnnDataType_t type, size_t a, size_t channels,
+                                       size_t rows, size_t columns)
 {
     cudnnBackendDescriptor_t d = make(b, CUDNN_BACKEND_TENSOR_DESCRIPTOR);
-    cudnnDataType_t type = CUDNN_DATA_FLOAT;
     int64_t c = (int64_t)channels, w = (int64_t)columns, h = (int64_t)rows, alignment = b->alignment;
     int64_t sizes[4] = {(int64_t)a, c, h, w}, strides[4] = {h * w * c, 1, w * c, c};
     SET1(b, d, CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE, type);
@@ -165,26 +165,29 @@ static cudnnBackendDescriptor_t operation_graph(struct builder *b, const struct 
     const bool bias = tensors_of(g->kind) == 4;
     const bool relu = g->kind == VGG_CUDA_CONVOLUTION_RELU || g->kind == VGG_CUDA_CONVOLUTION_BIAS_RELU;
     const enum vgg_direction direction = g->kind == VGG_CUDA_BACKWARD_INPUT    ? VGG_BACKWARD_INPUT
-                                         : g->kind == VGG_CUDA_BACKWARD_WEIGHT ? VGG_BACKWARD_WEIGHT
+                                         : g->kind >= VGG_CUDA_BACKWARD_WEIGHT ? VGG_BACKWARD_WEIGHT
                                                                                : VGG_FORWARD;
     const int64_t last = tensors_of(g->kind) - 1;
+    /* Biases and what lies between two operations are float32. */
+    const cudnnDataType_t wide = CUDNN_DATA_FLOAT;
+    const cudnnDataType_t map = g->precision == VGG_PRECISION_BF16 ? CUDNN_DATA_BFLOAT16 : CUDNN_DATA_FLOAT;
     size_t n = g->n, h = g->h, w = g->w, c = g->c, k = g->k, r = g->kernel_size;
     cudnnBackendDescriptor_t t[3]; /* of the convolution: two inputs and the output */
     switch (direction) {
     case VGG_BACKWARD_INPUT:
-        t[0] = tensor(b, 0, n, k, h, w);
-        t[1] = tensor(b, 1, k, c, r, r);
-        t[2] = tensor(b, 2, n, c, h, w);
+        t[0] = tensor(b, 0, map, n, k, h, w);
+        t[1] = tensor(b, 1, map, k, c, r, r);
+        t[2] = tensor(b, 2, map, n, c, h, w);
         break;
     case VGG_BACKWARD_WEIGHT:
-        t[0] = tensor(b, 0, n, k, h, w);
-        t[1] = tensor(b, 1, n, c, h, w);
-        t[2] = tensor(b, 2, k, c, r, r);
+        t[0] = tensor(b, 0, map, n, k, h, w);
+        t[1] = tensor(b, 1, map, n, c, h, w);
+        t[2] = tensor(b, 2, g->kind == VGG_CUDA_BACKWARD_WEIGHT ? wide : map, k, c, r, r);
         break;
     default:
-        t[0] = tensor(b, 0, n, c, h, w);
-        t[1] = tensor(b, 1, k, c, r, r);
-        t[2] = tensor(b, bias || relu ? 100 : 2, n, k, h, w);
+        t[0] = tensor(b, 0, map, n, c, h, w);
+        t[1] = tensor(b, 1, map, k, c, r, r);
+        t[2] = tensor(b, bias || relu ? 100 : 2, bias || relu ? wide : map, n, k, h, w);
     }
     cudnnBackendDescriptor_t ops[3], conv = convolution(b, r);
     int64_t count = 0;
@@ -198,12 +201,12 @@ static cudnnBackendDescriptor_t operation_graph(struct builder *b, const struct 
     finalize(b, d, "an operation");
     cudnnBackendDescriptor_t y = t[2];
     if (bias) {
-        cudnnBackendDescriptor_t sum = tensor(b, relu ? 101 : last, n, k, h, w);
-        ops[count++] = pointwise(b, CUDNN_POINTWISE_ADD, y, tensor(b, 2, 1, k, 1, 1), sum);
+        cudnnBackendDescriptor_t sum = tensor(b, relu ? 101 : last, relu ? wide : map, n, k, h, w);
+        ops[count++] = pointwise(b, CUDNN_POINTWISE_ADD, y, tensor(b, 2, wide, 1, k, 1, 1), sum);
         y = sum;
     }
     if (relu)
-        ops[count++] = pointwise(b, CUDNN_POINTWISE_RELU_FWD, y, NULL, tensor(b, last, n, k, h, w));
+        ops[count++] = pointwise(b, CUDNN_POINTWISE_RELU_FWD, y, NULL, tensor(b, last, map, n, k, h, w));
     cudnnBackendDescriptor_t graph = make(b, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
     SET1(b, graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, handle);
     set(b, graph, CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, count, ops);
@@ -213,8 +216,8 @@ static cudnnBackendDescriptor_t operation_graph(struct builder *b, const struct 
 
 /* ------------------------------------------------------------------------------------------------ choosing an engine */
 
-/* Whether an engine gives float32 results (or, where allowed, those of TF32 tensor cores), the same every time. */
-static bool acceptable(cudnnBackendDescriptor_t config, bool tf32)
+/* Whether an engine gives results of the precision, and the same every time. */
+static bool acceptable(cudnnBackendDescriptor_t config, enum vgg_precision precision)
 {
     cudnnBackendNumericalNote_t notes[CUDNN_NUMERICAL_NOTE_TYPE_COUNT];
     cudnnBackendDescriptor_t engine = NULL;
@@ -226,7 +229,8 @@ static bool acceptable(cudnnBackendDescriptor_t config, bool tf32)
                 vgg_cudnn.cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE,
                                                    CUDNN_NUMERICAL_NOTE_TYPE_COUNT, &note_count, notes) == CUDNN_STATUS_SUCCESS;
     for (int64_t i = 0; good && i < note_count; i++)
-        good = notes[i] != CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC && (tf32 || notes[i] != CUDNN_NUMERICAL_NOTE_TENSOR_CORE) &&
+        good = notes[i] != CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC &&
+               (precision != VGG_PRECISION_FLOAT32 || notes[i] != CUDNN_NUMERICAL_NOTE_TENSOR_CORE) &&
                notes[i] != CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS &&
                notes[i] != CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION;
     (void)vgg_cudnn.cudnnBackendDestroyDescriptor(engine);
@@ -257,7 +261,7 @@ static cudnnStatus_t try_heuristic(struct plan *p, cudnnBackendDescriptor_t grap
     cudnnStatus_t status = b.status == CUDNN_STATUS_SUCCESS ? CUDNN_STATUS_NOT_SUPPORTED : b.status;
     bool too_large = false;
     for (int64_t i = 0; b.status == CUDNN_STATUS_SUCCESS && i < count && !p->plan; i++) {
-        if (!acceptable(configs[i], p->graph.tf32))
+        if (!acceptable(configs[i], p->graph.precision))
             continue;
         struct builder one = {.status = CUDNN_STATUS_SUCCESS};
         cudnnBackendDescriptor_t plan = make(&one, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
@@ -292,7 +296,10 @@ static enum vgg_status build(struct vgg_context *ctx, struct plan *p, cudnnHandl
     static const cudnnBackendHeurMode_t modes[] = {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_B, CUDNN_HEUR_MODE_FALLBACK};
     size_t free_bytes = 0, total = 0;
     CUDA_TRY(ctx, vgg_cuda_free_memory(ctx->device, &free_bytes, &total));
-    struct builder b = {.status = CUDNN_STATUS_SUCCESS, .alignment = p->graph.aligned ? 16 : 4};
+    struct builder b = {.status = CUDNN_STATUS_SUCCESS,
+                        .alignment = p->graph.aligned                           ? 16
+                                     : p->graph.precision == VGG_PRECISION_BF16 ? 2
+                                                                                : 4};
     cudnnBackendDescriptor_t graph = operation_graph(&b, &p->graph, handle);
     cudnnStatus_t status = b.status;
     for (size_t i = 0; b.status == CUDNN_STATUS_SUCCESS && !p->plan && i < sizeof modes / sizeof *modes; i++) {
@@ -309,7 +316,7 @@ static enum vgg_status build(struct vgg_context *ctx, struct plan *p, cudnnHandl
 static bool same_graph(const struct vgg_cuda_graph *a, const struct vgg_cuda_graph *b)
 {
     return a->kind == b->kind && a->n == b->n && a->h == b->h && a->w == b->w && a->c == b->c && a->k == b->k &&
-           a->kernel_size == b->kernel_size && a->aligned == b->aligned && a->tf32 == b->tf32;
+           a->kernel_size == b->kernel_size && a->aligned == b->aligned && a->precision == b->precision;
 }
 
 /* The plan for *graph, made if it is not there; under the device's library lock and plans_lock. */

@@ -21,11 +21,15 @@ enum vgg_status vgg_cuda_wait(struct vgg_context *ctx, int device, cudaStream_t 
 cudaError_t vgg_cuda_free_memory(int device, size_t *free_bytes, size_t *total);
 
 /* The library's handle of ctx's device, set to `stream` and locked until it is unlocked: handles are not thread-safe. */
-enum vgg_status vgg_cuda_lock_cublas(struct vgg_context *ctx, cublasHandle_t *handle, cudaStream_t stream, bool tf32);
+enum vgg_status vgg_cuda_lock_cublas(struct vgg_context *ctx, cublasHandle_t *handle, cudaStream_t stream,
+                                     enum vgg_precision precision);
 enum vgg_status vgg_cuda_lock_cudnn(struct vgg_context *ctx, cudnnHandle_t *handle, cudaStream_t stream);
 void vgg_cuda_unlock(struct vgg_context *ctx);
 enum vgg_status vgg_cublas_fail(struct vgg_context *ctx, cublasStatus_t status, const char *what);
 enum vgg_status vgg_cudnn_fail(struct vgg_context *ctx, cudnnStatus_t status, const char *what);
+
+/* VGG_OK when ctx's device has tensor cores for the precision. */
+enum vgg_status vgg_cuda_expect_precision(struct vgg_context *ctx, const char *op, enum vgg_precision precision);
 
 /* Parts of a workspace, one after the other. In a first pass (base NULL) they are only counted. */
 struct vgg_cuda_parts {
@@ -80,15 +84,16 @@ enum vgg_cuda_graph_kind {
     VGG_CUDA_CONVOLUTION_RELU,      /* x, w -> y */
     VGG_CUDA_CONVOLUTION_BIAS_RELU, /* x, w, b -> y */
     VGG_CUDA_BACKWARD_INPUT,        /* dy, w -> dx */
-    VGG_CUDA_BACKWARD_WEIGHT,       /* dy, x -> dw */
+    VGG_CUDA_BACKWARD_WEIGHT,       /* dy, x -> dw, float32 */
+    VGG_CUDA_BACKWARD_WEIGHT_BF16,  /* dy, x -> dw, bfloat16 */
 };
 
 /* Everything that a plan depends on beside the device. */
 struct vgg_cuda_graph {
     enum vgg_cuda_graph_kind kind;
     size_t n, h, w, c, k, kernel_size;
-    bool aligned; /* every tensor to 16 bytes */
-    bool tf32;    /* engines that round factors to TF32 may be taken */
+    bool aligned;                 /* every tensor to 16 bytes */
+    enum vgg_precision precision; /* TF32: engines that round factors may be taken; BF16: maps and weights are bfloat16 */
 };
 
 /* The workspace of the plan for *graph, which is made at the first call and kept. VGG_UNSUPPORTED when no engine takes it. */
@@ -106,19 +111,19 @@ enum vgg_status vgg_cuda_conv2d_workspace(struct vgg_context *ctx, size_t *bytes
 enum vgg_status vgg_cuda_conv2d_transformed_bytes(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s);
 enum vgg_status vgg_cuda_conv2d_transform(struct vgg_context *ctx, float *transformed, const float *w,
                                           const struct vgg_conv2d *s);
-enum vgg_status vgg_cuda_conv2d(struct vgg_context *ctx, float *y, uint8_t *index, const float *x, const float *w,
-                                const float *b, const struct vgg_conv2d *s);
-enum vgg_status vgg_cuda_conv2d_backward_input(struct vgg_context *ctx, float *dx, const float *dy, const float *w,
-                                               const float *y, const uint8_t *index, const struct vgg_conv2d *s);
-enum vgg_status vgg_cuda_conv2d_backward_weight(struct vgg_context *ctx, float *dw, float *db, const float *dy, const float *x,
-                                                const float *y, const uint8_t *index, const struct vgg_conv2d *s, int beta);
+enum vgg_status vgg_cuda_conv2d(struct vgg_context *ctx, void *y, uint8_t *index, const void *x, const void *w, const float *b,
+                                const struct vgg_conv2d *s);
+enum vgg_status vgg_cuda_conv2d_backward_input(struct vgg_context *ctx, void *dx, const void *dy, const void *w, const void *y,
+                                               const uint8_t *index, const struct vgg_conv2d *s);
+enum vgg_status vgg_cuda_conv2d_backward_weight(struct vgg_context *ctx, float *dw, float *db, const void *dy, const void *x,
+                                                const void *y, const uint8_t *index, const struct vgg_conv2d *s, int beta);
 enum vgg_status vgg_cuda_linear_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_linear *s,
                                           enum vgg_direction direction);
-enum vgg_status vgg_cuda_linear(struct vgg_context *ctx, float *y, const float *x, const void *w, const float *b,
+enum vgg_status vgg_cuda_linear(struct vgg_context *ctx, void *y, const void *x, const void *w, const float *b,
                                 const struct vgg_linear *s);
-enum vgg_status vgg_cuda_linear_backward_input(struct vgg_context *ctx, float *dx, const float *dy, const float *w,
+enum vgg_status vgg_cuda_linear_backward_input(struct vgg_context *ctx, void *dx, const void *dy, const void *w,
                                                const struct vgg_linear *s);
-enum vgg_status vgg_cuda_linear_backward_weight(struct vgg_context *ctx, float *dw, float *db, const float *dy, const float *x,
+enum vgg_status vgg_cuda_linear_backward_weight(struct vgg_context *ctx, float *dw, float *db, const void *dy, const void *x,
                                                 const struct vgg_linear *s, int beta);
 enum vgg_status vgg_cuda_allocate(struct vgg_context *ctx, void **data, size_t bytes);
 void vgg_cuda_release(int device, void *data, size_t bytes);

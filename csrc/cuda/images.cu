@@ -20,7 +20,8 @@ cudaError_t vgg_cuda_launch_augment(float *x, const uint8_t *crops, const float 
     return cudaGetLastError();
 }
 
-__global__ static void unfold_kernel(float *y, const float *x, size_t count, size_t h, size_t w, size_t c, size_t size)
+template <typename T>
+__global__ static void unfold_kernel(T *y, const T *x, size_t count, size_t h, size_t w, size_t c, size_t size)
 {
     size_t oh = h - size + 1, ow = w - size + 1, row_values = size * c;
     GRID_STRIDE(i, count) {
@@ -30,10 +31,12 @@ __global__ static void unfold_kernel(float *y, const float *x, size_t count, siz
     }
 }
 
-cudaError_t vgg_cuda_launch_unfold(float *y, const float *x, const struct vgg_unfold *s, cudaStream_t stream)
+cudaError_t vgg_cuda_launch_unfold(void *y, const void *x, const struct vgg_unfold *s, cudaStream_t stream)
 {
     size_t count = s->n * (s->h - s->size + 1) * (s->w - s->size + 1) * s->size * s->size * s->c;
     if (count)
-        unfold_kernel<<<blocks_for(count), BLOCK, 0, stream>>>(y, x, count, s->h, s->w, s->c, s->size);
+        WITH_TYPE(
+            s->dtype, T,
+            unfold_kernel<<<blocks_for(count), BLOCK, 0, stream>>>((T *)y, (const T *)x, count, s->h, s->w, s->c, s->size));
     return cudaGetLastError();
 }

@@ -13,41 +13,46 @@
         return VGG_OK; \
     } while (0)
 
-enum vgg_status vgg_cuda_max_pool2d(struct vgg_context *ctx, float *y, uint8_t *index, const float *x,
+enum vgg_status vgg_cuda_max_pool2d(struct vgg_context *ctx, void *y, uint8_t *index, const void *x,
                                     const struct vgg_max_pool2d *s)
 {
     LAUNCH(ctx, max_pool2d, y, index, x, s);
 }
 
 /* An index that points nowhere puts nothing anywhere: to see it, the host would have to wait. */
-enum vgg_status vgg_cuda_max_pool2d_backward(struct vgg_context *ctx, float *dx, const float *dy, const uint8_t *index,
+enum vgg_status vgg_cuda_max_pool2d_backward(struct vgg_context *ctx, void *dx, const void *dy, const uint8_t *index,
                                              const struct vgg_max_pool2d *s)
 {
     LAUNCH(ctx, unpool, dx, dy, NULL, index, s);
 }
 
-enum vgg_status vgg_cuda_relu(struct vgg_context *ctx, float *y, const float *x, size_t count)
+enum vgg_status vgg_cuda_convert(struct vgg_context *ctx, void *to, enum vgg_dtype to_dtype, const void *from, size_t count)
 {
-    LAUNCH(ctx, relu, y, x, count);
+    LAUNCH(ctx, convert, to, to_dtype, from, count);
 }
 
-enum vgg_status vgg_cuda_relu_backward(struct vgg_context *ctx, float *dx, const float *dy, const float *y, size_t count)
+enum vgg_status vgg_cuda_relu(struct vgg_context *ctx, void *y, const void *x, size_t count, enum vgg_dtype dtype)
 {
-    LAUNCH(ctx, relu_backward, dx, dy, y, count);
+    LAUNCH(ctx, relu, y, x, count, dtype);
 }
 
-enum vgg_status vgg_cuda_add(struct vgg_context *ctx, float *y, const float *x, size_t count)
+enum vgg_status vgg_cuda_relu_backward(struct vgg_context *ctx, void *dx, const void *dy, const void *y, size_t count,
+                                       enum vgg_dtype dtype)
 {
-    LAUNCH(ctx, add, y, x, count);
+    LAUNCH(ctx, relu_backward, dx, dy, y, count, dtype);
 }
 
-enum vgg_status vgg_cuda_lrn(struct vgg_context *ctx, float *y, const float *x, const struct vgg_lrn *s)
+enum vgg_status vgg_cuda_add(struct vgg_context *ctx, void *y, const void *x, size_t count, enum vgg_dtype dtype)
+{
+    LAUNCH(ctx, add, y, x, count, dtype);
+}
+
+enum vgg_status vgg_cuda_lrn(struct vgg_context *ctx, void *y, const void *x, const struct vgg_lrn *s)
 {
     LAUNCH(ctx, lrn, y, x, s);
 }
 
-enum vgg_status vgg_cuda_lrn_backward(struct vgg_context *ctx, float *dx, const float *dy, const float *x,
-                                      const struct vgg_lrn *s)
+enum vgg_status vgg_cuda_lrn_backward(struct vgg_context *ctx, void *dx, const void *dy, const void *x, const struct vgg_lrn *s)
 {
     LAUNCH(ctx, lrn_backward, dx, dy, x, s);
 }
@@ -69,15 +74,15 @@ enum vgg_status vgg_cuda_euclidean_loss(struct vgg_context *ctx, float *loss, fl
     LAUNCH(ctx, euclidean_loss, loss, dx, x, target, labels, s);
 }
 
-enum vgg_status vgg_cuda_dropout(struct vgg_context *ctx, float *y, const float *x, const int64_t *rows,
+enum vgg_status vgg_cuda_dropout(struct vgg_context *ctx, void *y, const void *x, const int64_t *rows,
                                  const struct vgg_dropout *s)
 {
     if (s->p == 0)
-        return y == x ? VGG_OK : vgg_cuda_copy(ctx, y, x, ctx->device, s->n * s->c * sizeof(float));
+        return y == x ? VGG_OK : vgg_cuda_copy(ctx, y, x, ctx->device, s->n * s->c * vgg_dtype_size(s->dtype));
     LAUNCH(ctx, dropout, y, x, rows, s);
 }
 
-enum vgg_status vgg_cuda_unfold(struct vgg_context *ctx, float *y, const float *x, const struct vgg_unfold *s)
+enum vgg_status vgg_cuda_unfold(struct vgg_context *ctx, void *y, const void *x, const struct vgg_unfold *s)
 {
     LAUNCH(ctx, unfold, y, x, s);
 }

@@ -16,6 +16,7 @@
     X(cublasSetStream_v2) \
     X(cublasSetMathMode) \
     X(cublasSgemm_v2) \
+    X(cublasGemmEx) \
     X(cublasGetStatusString)
 
 #define VGG_CUDNN_FUNCTIONS(X) \

@@ -20,13 +20,13 @@ __device__ static inline void window(size_t *from, size_t *to, size_t c, lrn_sha
     *to = c + s.half + 1 < s.c ? c + s.half + 1 : s.c;
 }
 
-__device__ static inline float scale(const float *row, size_t c, lrn_shape s)
+template <typename T> __device__ static inline float scale(const T *row, size_t c, lrn_shape s)
 {
     size_t from, to;
     window(&from, &to, c, s);
     float sum = 0;
     for (size_t i = from; i < to; i++)
-        sum += row[i] * row[i];
+        sum += widen(row[i]) * widen(row[i]);
     return s.k + s.alpha * sum;
 }
 
@@ -39,44 +39,45 @@ __device__ static inline float negative_power(float scale, float beta)
     return 1 / (root * sqrtf(root));
 }
 
-__global__ static void lrn_kernel(float *y, const float *x, size_t count, lrn_shape s)
+template <typename T> __global__ static void lrn_kernel(T *y, const T *x, size_t count, lrn_shape s)
 {
     GRID_STRIDE(i, count) {
         size_t c = i % s.c;
-        y[i] = x[i] * negative_power(scale(x + (i - c), c, s), s.beta);
+        store(y + i, widen(x[i]) * negative_power(scale(x + (i - c), c, s), s.beta));
     }
 }
 
-cudaError_t vgg_cuda_launch_lrn(float *y, const float *x, const struct vgg_lrn *s, cudaStream_t stream)
+cudaError_t vgg_cuda_launch_lrn(void *y, const void *x, const struct vgg_lrn *s, cudaStream_t stream)
 {
     size_t count = s->rows * s->c;
     if (count)
-        lrn_kernel<<<blocks_for(count), BLOCK, 0, stream>>>(y, x, count, shape_of(s));
+        WITH_TYPE(s->dtype, T, lrn_kernel<<<blocks_for(count), BLOCK, 0, stream>>>((T *)y, (const T *)x, count, shape_of(s)));
     return cudaGetLastError();
 }
 
-__global__ static void lrn_backward_kernel(float *dx, const float *dy, const float *x, size_t count, lrn_shape s)
+template <typename T> __global__ static void lrn_backward_kernel(T *dx, const T *dy, const T *x, size_t count, lrn_shape s)
 {
     GRID_STRIDE(i, count) {
         size_t c = i % s.c, from, to;
-        const float *row = x + (i - c), *drow = dy + (i - c);
+        const T *row = x + (i - c), *drow = dy + (i - c);
         window(&from, &to, c, s);
         float own = 0, sum = 0;
         for (size_t j = from; j < to; j++) {
             float at = scale(row, j, s), power = negative_power(at, s.beta);
-            sum += drow[j] * row[j] * (power / at);
+            sum += widen(drow[j]) * widen(row[j]) * (power / at);
             if (j == c)
                 own = power;
         }
-        dx[i] = drow[c] * own - 2 * s.alpha * s.beta * row[c] * sum;
+        store(dx + i, widen(drow[c]) * own - 2 * s.alpha * s.beta * widen(row[c]) * sum);
     }
 }
 
-cudaError_t vgg_cuda_launch_lrn_backward(float *dx, const float *dy, const float *x, const struct vgg_lrn *s,
-                                         cudaStream_t stream)
+cudaError_t vgg_cuda_launch_lrn_backward(void *dx, const void *dy, const void *x, const struct vgg_lrn *s, cudaStream_t stream)
 {
     size_t count = s->rows * s->c;
     if (count)
-        lrn_backward_kernel<<<blocks_for(count), BLOCK, 0, stream>>>(dx, dy, x, count, shape_of(s));
+        WITH_TYPE(s->dtype, T,
+                  lrn_backward_kernel<<<blocks_for(count), BLOCK, 0, stream>>>((T *)dx, (const T *)dy, (const T *)x, count,
+                                                                               shape_of(s)));
     return cudaGetLastError();
 }

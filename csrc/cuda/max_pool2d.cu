@@ -12,59 +12,61 @@ static pool_shape shape_of(const struct vgg_max_pool2d *s)
 }
 
 /* A thread a value of y; channels are neighbours, so a warp reads whole lines. */
-__global__ static void pool_kernel(float *y, uint8_t *index, const float *x, size_t count, pool_shape s)
+template <typename T> __global__ static void pool_kernel(T *y, uint8_t *index, const T *x, size_t count, pool_shape s)
 {
     GRID_STRIDE(i, count) {
         size_t c = i % s.c, column = i / s.c % s.ow, row = i / s.c / s.ow % s.oh, image = i / s.c / s.ow / s.oh;
-        const float *window = x + ((image * s.h + 2 * row) * s.w + 2 * column) * s.c + c;
-        float best = window[0];
+        const T *window = x + ((image * s.h + 2 * row) * s.w + 2 * column) * s.c + c;
+        float best = widen(window[0]);
         unsigned where = 0;
         for (unsigned place = 1; place < 4; place++) {
             size_t r = place / 2, q = place % 2;
             if (2 * row + r >= s.h || 2 * column + q >= s.w)
                 continue;
-            float value = window[(r * s.w + q) * s.c];
+            float value = widen(window[(r * s.w + q) * s.c]);
             if (value > best || (value != value && best == best)) {
                 best = value;
                 where = place;
             }
         }
-        y[i] = best;
+        store(y + i, best);
         if (index)
             index[i] = (uint8_t)where;
     }
 }
 
-cudaError_t vgg_cuda_launch_max_pool2d(float *y, uint8_t *index, const float *x, const struct vgg_max_pool2d *s,
+cudaError_t vgg_cuda_launch_max_pool2d(void *y, uint8_t *index, const void *x, const struct vgg_max_pool2d *s,
                                        cudaStream_t stream)
 {
     pool_shape p = shape_of(s);
     size_t count = s->n * p.oh * p.ow * p.c;
     if (count)
-        pool_kernel<<<blocks_for(count), BLOCK, 0, stream>>>(y, index, x, count, p);
+        WITH_TYPE(s->dtype, T, pool_kernel<<<blocks_for(count), BLOCK, 0, stream>>>((T *)y, index, (const T *)x, count, p));
     return cudaGetLastError();
 }
 
-__global__ static void unpool_kernel(float *dx, const float *dy, const float *y, const uint8_t *index, size_t count,
-                                     pool_shape s)
+template <typename T>
+__global__ static void unpool_kernel(T *dx, const T *dy, const T *y, const uint8_t *index, size_t count, pool_shape s)
 {
     GRID_STRIDE(i, count) {
         size_t c = i % s.c, column = i / s.c % s.w, row = i / s.c / s.w % s.h, image = i / s.c / s.w / s.h;
         float value = 0;
         if (row / 2 < s.oh && column / 2 < s.ow) { /* floor leaves out an odd last row and column */
             size_t at = ((image * s.oh + row / 2) * s.ow + column / 2) * s.c + c;
-            if (index[at] == row % 2 * 2 + column % 2 && (!y || y[at] > 0))
-                value = dy[at];
+            if (index[at] == row % 2 * 2 + column % 2 && (!y || widen(y[at]) > 0))
+                value = widen(dy[at]);
         }
-        dx[i] = value;
+        store(dx + i, value);
     }
 }
 
-cudaError_t vgg_cuda_launch_unpool(float *dx, const float *dy, const float *y, const uint8_t *index,
+cudaError_t vgg_cuda_launch_unpool(void *dx, const void *dy, const void *y, const uint8_t *index,
                                    const struct vgg_max_pool2d *s, cudaStream_t stream)
 {
     size_t count = s->n * s->h * s->w * s->c;
     if (count)
-        unpool_kernel<<<blocks_for(count), BLOCK, 0, stream>>>(dx, dy, y, index, count, shape_of(s));
+        WITH_TYPE(s->dtype, T,
+                  unpool_kernel<<<blocks_for(count), BLOCK, 0, stream>>>((T *)dx, (const T *)dy, (const T *)y, index, count,
+                                                                         shape_of(s)));
     return cudaGetLastError();
 }

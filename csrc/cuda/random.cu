@@ -5,7 +5,8 @@
 #include "../core/philox.h"
 
 /* A thread a block of four words. */
-__global__ static void dropout_kernel(float *y, const float *x, const int64_t *rows, size_t n, size_t c, size_t blocks, float p,
+template <typename T>
+__global__ static void dropout_kernel(T *y, const T *x, const int64_t *rows, size_t n, size_t c, size_t blocks, float p,
                                       uint64_t seed, uint32_t purpose)
 {
     float kept = 1 / (1 - p);
@@ -15,17 +16,19 @@ __global__ static void dropout_kernel(float *y, const float *x, const int64_t *r
         vgg_philox(words, seed, (uint64_t)rows[row], purpose, (uint32_t)block);
         for (size_t j = 4 * block, k = 0; k < 4 && j < c; j++, k++) {
             float u = (float)(int32_t)(words[k] >> 8) * 0x1p-24f;
-            y[row * c + j] = u >= p ? x[row * c + j] * kept : 0;
+            store(y + row * c + j, u >= p ? widen(x[row * c + j]) * kept : 0);
         }
     }
 }
 
-cudaError_t vgg_cuda_launch_dropout(float *y, const float *x, const int64_t *rows, const struct vgg_dropout *s,
+cudaError_t vgg_cuda_launch_dropout(void *y, const void *x, const int64_t *rows, const struct vgg_dropout *s,
                                     cudaStream_t stream)
 {
     size_t blocks = s->c / 4 + (s->c % 4 != 0), count = s->n * blocks;
     if (count)
-        dropout_kernel<<<blocks_for(count), BLOCK, 0, stream>>>(y, x, rows, s->n, s->c, blocks, s->p, s->seed, s->purpose);
+        WITH_TYPE(s->dtype, T,
+                  dropout_kernel<<<blocks_for(count), BLOCK, 0, stream>>>((T *)y, (const T *)x, rows, s->n, s->c, blocks, s->p,
+                                                                          s->seed, s->purpose));
     return cudaGetLastError();
 }
 

@@ -117,6 +117,7 @@ const struct vgg_backend vgg_cpu_backend = {
     .download = vgg_cpu_download,
     .copy = vgg_cpu_copy,
     .zero = vgg_cpu_zero,
+    .convert = vgg_cpu_convert,
     .synchronize = vgg_cpu_synchronize,
     .stream = vgg_cpu_stream,
     .order = vgg_cpu_order,

@@ -10,12 +10,12 @@ static const char *const algorithm_names[VGG_ALGORITHM_COUNT] = {
 
 /* ------------------------------------------------------------------------------------------------ checks */
 
-static enum vgg_status expect_float(const char *op, const char *name, const struct vgg_array *a, int ndim,
-                                    struct vgg_error *error)
+static enum vgg_status expect_map(const char *op, const char *name, const struct vgg_array *a, const struct vgg_conv2d *s,
+                                  struct vgg_error *error)
 {
-    VGG_TRY(vgg_expect_dtype(op, name, a, VGG_FLOAT32, error));
-    VGG_TRY(vgg_expect_ndim(op, name, a, ndim, error));
-    for (int i = ndim == 4 && strcmp(name, "w") != 0 ? 1 : 0; i < ndim; i++) /* activations may have no image */
+    VGG_TRY(vgg_expect_precision(op, name, a, s->precision, error));
+    VGG_TRY(vgg_expect_ndim(op, name, a, 4, error));
+    for (int i = strcmp(name, "w") != 0 ? 1 : 0; i < 4; i++) /* activations may have no image */
         if (a->shape[i] == 0) {
             char text[80];
             return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: %s has shape %s; expected no axis of size 0%s", op, name,
@@ -25,9 +25,10 @@ static enum vgg_status expect_float(const char *op, const char *name, const stru
     return VGG_OK;
 }
 
-static enum vgg_status expect_kernel(const char *op, const struct vgg_array *w, struct vgg_error *error)
+static enum vgg_status expect_kernel(const char *op, const struct vgg_array *w, const struct vgg_conv2d *s,
+                                     struct vgg_error *error)
 {
-    VGG_TRY(expect_float(op, "w", w, 4, error));
+    VGG_TRY(expect_map(op, "w", w, s, error));
     if (w->shape[1] == w->shape[2] && (w->shape[1] == 1 || w->shape[1] == 3))
         return VGG_OK;
     char text[80];
@@ -38,8 +39,8 @@ static enum vgg_status expect_kernel(const char *op, const struct vgg_array *w, 
 enum vgg_status vgg_conv2d_check(struct vgg_conv2d *s, const struct vgg_array *x, const struct vgg_array *w,
                                  const struct vgg_array *b, struct vgg_error *error)
 {
-    VGG_TRY(expect_float("conv2d", "x", x, 4, error));
-    VGG_TRY(expect_kernel("conv2d", w, error));
+    VGG_TRY(expect_map("conv2d", "x", x, s, error));
+    VGG_TRY(expect_kernel("conv2d", w, s, error));
     if (w->shape[3] != x->shape[3]) {
         char got[80];
         return vgg_fail(error, VGG_INVALID_ARGUMENT,
@@ -69,7 +70,7 @@ static enum vgg_status check_gradient(const char *op, struct vgg_conv2d *s, cons
                                       struct vgg_error *error)
 {
     if (y != NULL) {
-        VGG_TRY(vgg_expect_dtype(op, "y", y, VGG_FLOAT32, error));
+        VGG_TRY(vgg_expect_precision(op, "y", y, s->precision, error));
         VGG_TRY(vgg_expect_shape(op, "y", y, dy->shape, 4, "dy has that shape", error));
     }
     if (index != NULL) {
@@ -99,8 +100,8 @@ enum vgg_status vgg_conv2d_backward_input_check(struct vgg_conv2d *s, const stru
                                                 const size_t *input_shape, struct vgg_error *error)
 {
     static const char op[] = "conv2d_backward_input";
-    VGG_TRY(expect_float(op, "dy", dy, 4, error));
-    VGG_TRY(expect_kernel(op, w, error));
+    VGG_TRY(expect_map(op, "dy", dy, s, error));
+    VGG_TRY(expect_kernel(op, w, s, error));
     if (w->shape[0] != dy->shape[3]) {
         char got[80];
         return vgg_fail(
@@ -132,8 +133,8 @@ enum vgg_status vgg_conv2d_backward_weight_check(struct vgg_conv2d *s, const str
     static const char op[] = "conv2d_backward_weight";
     if (s->kernel_size != 1 && s->kernel_size != 3)
         return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: kernel_size is %zu; expected 1 or 3", op, s->kernel_size);
-    VGG_TRY(expect_float(op, "dy", dy, 4, error));
-    VGG_TRY(expect_float(op, "x", x, 4, error));
+    VGG_TRY(expect_map(op, "dy", dy, s, error));
+    VGG_TRY(expect_map(op, "x", x, s, error));
     if (dy->shape[0] != x->shape[0])
         return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: dy has %zu images; expected %zu because x has %zu", op, dy->shape[0],
                         x->shape[0], x->shape[0]);
@@ -291,8 +292,8 @@ enum vgg_status vgg_cpu_conv2d_transform(struct vgg_context *ctx, float *transfo
     return vgg_conv2d_winograd_transform(ctx, transformed, w, s);
 }
 
-enum vgg_status vgg_cpu_conv2d(struct vgg_context *ctx, float *y, uint8_t *index, const float *x, const float *w,
-                               const float *b, const struct vgg_conv2d *s)
+enum vgg_status vgg_cpu_conv2d(struct vgg_context *ctx, void *y, uint8_t *index, const void *x, const void *w, const float *b,
+                               const struct vgg_conv2d *s)
 {
     enum vgg_algorithm algorithm;
     VGG_TRY(take_algorithm(&algorithm, ctx, s, VGG_FORWARD));
@@ -301,8 +302,8 @@ enum vgg_status vgg_cpu_conv2d(struct vgg_context *ctx, float *y, uint8_t *index
     return (algorithm == VGG_DIRECT ? vgg_conv2d_direct : vgg_conv2d_winograd)(ctx, y, index, x, NULL, w, b, s);
 }
 
-enum vgg_status vgg_cpu_conv2d_backward_input(struct vgg_context *ctx, float *dx, const float *dy, const float *w,
-                                              const float *y, const uint8_t *index, const struct vgg_conv2d *s)
+enum vgg_status vgg_cpu_conv2d_backward_input(struct vgg_context *ctx, void *dx, const void *dy, const void *w, const void *y,
+                                              const uint8_t *index, const struct vgg_conv2d *s)
 {
     enum vgg_algorithm algorithm;
     VGG_TRY(take_algorithm(&algorithm, ctx, s, VGG_BACKWARD_INPUT));
@@ -312,8 +313,8 @@ enum vgg_status vgg_cpu_conv2d_backward_input(struct vgg_context *ctx, float *dx
     return (algorithm == VGG_DIRECT ? vgg_conv2d_direct : vgg_conv2d_winograd)(ctx, dx, NULL, NULL, &g, w, NULL, s);
 }
 
-enum vgg_status vgg_cpu_conv2d_backward_weight(struct vgg_context *ctx, float *dw, float *db, const float *dy, const float *x,
-                                               const float *y, const uint8_t *index, const struct vgg_conv2d *s, int beta)
+enum vgg_status vgg_cpu_conv2d_backward_weight(struct vgg_context *ctx, float *dw, float *db, const void *dy, const void *x,
+                                               const void *y, const uint8_t *index, const struct vgg_conv2d *s, int beta)
 {
     enum vgg_algorithm algorithm;
     VGG_TRY(take_algorithm(&algorithm, ctx, s, VGG_BACKWARD_WEIGHT));

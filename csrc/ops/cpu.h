@@ -45,43 +45,46 @@ enum vgg_status vgg_cpu_order(struct vgg_context *ctx, intptr_t before, intptr_t
 void vgg_cpu_memory_stats(int device, struct vgg_memory_stats *stats);
 void vgg_cpu_reset_peak(int device);
 
+/* ops/convert.c */
+enum vgg_status vgg_cpu_convert(struct vgg_context *ctx, void *to, enum vgg_dtype to_dtype, const void *from, size_t count);
+
 /* ops/conv2d.c */
 enum vgg_status vgg_cpu_conv2d_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s,
                                          enum vgg_direction direction);
 enum vgg_status vgg_cpu_conv2d_transformed_bytes(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s);
 enum vgg_status vgg_cpu_conv2d_transform(struct vgg_context *ctx, float *transformed, const float *w,
                                          const struct vgg_conv2d *s);
-enum vgg_status vgg_cpu_conv2d(struct vgg_context *ctx, float *y, uint8_t *index, const float *x, const float *w,
-                               const float *b, const struct vgg_conv2d *s);
-enum vgg_status vgg_cpu_conv2d_backward_input(struct vgg_context *ctx, float *dx, const float *dy, const float *w,
-                                              const float *y, const uint8_t *index, const struct vgg_conv2d *s);
-enum vgg_status vgg_cpu_conv2d_backward_weight(struct vgg_context *ctx, float *dw, float *db, const float *dy, const float *x,
-                                               const float *y, const uint8_t *index, const struct vgg_conv2d *s, int beta);
+enum vgg_status vgg_cpu_conv2d(struct vgg_context *ctx, void *y, uint8_t *index, const void *x, const void *w, const float *b,
+                               const struct vgg_conv2d *s);
+enum vgg_status vgg_cpu_conv2d_backward_input(struct vgg_context *ctx, void *dx, const void *dy, const void *w, const void *y,
+                                              const uint8_t *index, const struct vgg_conv2d *s);
+enum vgg_status vgg_cpu_conv2d_backward_weight(struct vgg_context *ctx, float *dw, float *db, const void *dy, const void *x,
+                                               const void *y, const uint8_t *index, const struct vgg_conv2d *s, int beta);
 
 /* ops/max_pool2d.c */
-enum vgg_status vgg_cpu_max_pool2d(struct vgg_context *ctx, float *y, uint8_t *index, const float *x,
+enum vgg_status vgg_cpu_max_pool2d(struct vgg_context *ctx, void *y, uint8_t *index, const void *x,
                                    const struct vgg_max_pool2d *s);
-enum vgg_status vgg_cpu_max_pool2d_backward(struct vgg_context *ctx, float *dx, const float *dy, const uint8_t *index,
+enum vgg_status vgg_cpu_max_pool2d_backward(struct vgg_context *ctx, void *dx, const void *dy, const uint8_t *index,
                                             const struct vgg_max_pool2d *s);
 
 /* ops/relu.c */
-enum vgg_status vgg_cpu_relu(struct vgg_context *ctx, float *y, const float *x, size_t count);
-enum vgg_status vgg_cpu_relu_backward(struct vgg_context *ctx, float *dx, const float *dy, const float *y, size_t count);
-enum vgg_status vgg_cpu_add(struct vgg_context *ctx, float *y, const float *x, size_t count);
+enum vgg_status vgg_cpu_relu(struct vgg_context *ctx, void *y, const void *x, size_t count, enum vgg_dtype dtype);
+enum vgg_status vgg_cpu_relu_backward(struct vgg_context *ctx, void *dx, const void *dy, const void *y, size_t count,
+                                      enum vgg_dtype dtype);
+enum vgg_status vgg_cpu_add(struct vgg_context *ctx, void *y, const void *x, size_t count, enum vgg_dtype dtype);
 
 /* ops/lrn.c */
-enum vgg_status vgg_cpu_lrn(struct vgg_context *ctx, float *y, const float *x, const struct vgg_lrn *s);
-enum vgg_status vgg_cpu_lrn_backward(struct vgg_context *ctx, float *dx, const float *dy, const float *x,
-                                     const struct vgg_lrn *s);
+enum vgg_status vgg_cpu_lrn(struct vgg_context *ctx, void *y, const void *x, const struct vgg_lrn *s);
+enum vgg_status vgg_cpu_lrn_backward(struct vgg_context *ctx, void *dx, const void *dy, const void *x, const struct vgg_lrn *s);
 
 /* ops/linear.c */
 enum vgg_status vgg_cpu_linear_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_linear *s,
                                          enum vgg_direction direction);
-enum vgg_status vgg_cpu_linear(struct vgg_context *ctx, float *y, const float *x, const void *w, const float *b,
+enum vgg_status vgg_cpu_linear(struct vgg_context *ctx, void *y, const void *x, const void *w, const float *b,
                                const struct vgg_linear *s);
-enum vgg_status vgg_cpu_linear_backward_input(struct vgg_context *ctx, float *dx, const float *dy, const float *w,
+enum vgg_status vgg_cpu_linear_backward_input(struct vgg_context *ctx, void *dx, const void *dy, const void *w,
                                               const struct vgg_linear *s);
-enum vgg_status vgg_cpu_linear_backward_weight(struct vgg_context *ctx, float *dw, float *db, const float *dy, const float *x,
+enum vgg_status vgg_cpu_linear_backward_weight(struct vgg_context *ctx, float *dw, float *db, const void *dy, const void *x,
                                                const struct vgg_linear *s, int beta);
 
 /* ops/softmax.c */
@@ -94,7 +97,7 @@ enum vgg_status vgg_cpu_euclidean_loss(struct vgg_context *ctx, float *loss, flo
                                        const int64_t *labels, const struct vgg_euclidean *s);
 
 /* ops/dropout.c */
-enum vgg_status vgg_cpu_dropout(struct vgg_context *ctx, float *y, const float *x, const int64_t *rows,
+enum vgg_status vgg_cpu_dropout(struct vgg_context *ctx, void *y, const void *x, const int64_t *rows,
                                 const struct vgg_dropout *s);
 
 /* ops/sgd.c */
@@ -109,7 +112,7 @@ enum vgg_status vgg_cpu_average(struct vgg_context *const *ctx, float *const *gr
 enum vgg_status vgg_cpu_augment(struct vgg_context *ctx, float *x, const struct vgg_crop *crops, const struct vgg_augment *s);
 
 /* ops/unfold.c */
-enum vgg_status vgg_cpu_unfold(struct vgg_context *ctx, float *y, const float *x, const struct vgg_unfold *s);
+enum vgg_status vgg_cpu_unfold(struct vgg_context *ctx, void *y, const void *x, const struct vgg_unfold *s);
 
 /* ops/random.c */
 enum vgg_status vgg_cpu_random_normal(struct vgg_context *ctx, float *x, size_t count, float scale, uint64_t seed,

@@ -7,13 +7,14 @@ enum { CHUNK = 1024 }; /* values of one row a task: a multiple of 4, so that a t
 enum vgg_status vgg_dropout_check(struct vgg_dropout *s, const struct vgg_array *x, const struct vgg_array *rows,
                                   struct vgg_error *error)
 {
-    VGG_TRY(vgg_expect_dtype("dropout", "x", x, VGG_FLOAT32, error));
+    VGG_TRY(vgg_expect_map("dropout", "x", x, error));
     if (x->ndim == 0)
         return vgg_fail(error, VGG_INVALID_ARGUMENT, "dropout: x has shape (); expected (N, ...)");
     VGG_TRY(vgg_expect_dtype("dropout", "rows", rows, VGG_INT64, error));
     VGG_TRY(vgg_expect_shape("dropout", "rows", rows, x->shape, 1, "each row of x has its counter", error));
     if (!(s->p >= 0 && s->p < 1))
         return vgg_fail(error, VGG_INVALID_ARGUMENT, "dropout: p is %g; expected 0 <= p < 1", (double)s->p);
+    s->dtype = x->dtype;
     s->n = x->shape[0];
     s->c = 1;
     for (int i = 1; i < x->ndim; i++)
@@ -49,7 +50,7 @@ static void dropout_task(void *argument, size_t task, int thread)
     memcpy(y + begin, values, (end - begin) * sizeof(float));
 }
 
-enum vgg_status vgg_cpu_dropout(struct vgg_context *ctx, float *y, const float *x, const int64_t *rows,
+enum vgg_status vgg_cpu_dropout(struct vgg_context *ctx, void *y, const void *x, const int64_t *rows,
                                 const struct vgg_dropout *s)
 {
     if (s->p == 0)

@@ -27,11 +27,12 @@ enum {
 
 /* ------------------------------------------------------------------------------------------------ checks */
 
-static enum vgg_status expect_matrix(const char *op, const char *name, const struct vgg_array *a, bool batch, bool bfloat16,
-                                     struct vgg_error *error)
+/* Of precision's dtype, or `also`. */
+static enum vgg_status expect_matrix(const char *op, const char *name, const struct vgg_array *a, bool batch,
+                                     enum vgg_precision precision, enum vgg_dtype also, struct vgg_error *error)
 {
-    if (!bfloat16 || a->dtype != VGG_BFLOAT16)
-        VGG_TRY(vgg_expect_dtype(op, name, a, VGG_FLOAT32, error));
+    if (a->dtype != also)
+        VGG_TRY(vgg_expect_precision(op, name, a, precision, error));
     VGG_TRY(vgg_expect_ndim(op, name, a, 2, error));
     if (a->shape[1] != 0 && (batch || a->shape[0] != 0))
         return VGG_OK;
@@ -43,8 +44,9 @@ static enum vgg_status expect_matrix(const char *op, const char *name, const str
 enum vgg_status vgg_linear_check(struct vgg_linear *s, const struct vgg_array *x, const struct vgg_array *w,
                                  const struct vgg_array *b, struct vgg_error *error)
 {
-    VGG_TRY(expect_matrix("linear", "x", x, true, false, error));
-    VGG_TRY(expect_matrix("linear", "w", w, false, true, error));
+    const enum vgg_dtype dtype = vgg_precision_dtype(s->precision);
+    VGG_TRY(expect_matrix("linear", "x", x, true, s->precision, dtype, error));
+    VGG_TRY(expect_matrix("linear", "w", w, false, s->precision, VGG_BFLOAT16, error));
     if (w->shape[1] != x->shape[1]) {
         char text[80];
         return vgg_fail(error, VGG_INVALID_ARGUMENT, "linear: w has shape %s; expected (out, %zu) because x has %zu features",
@@ -65,14 +67,16 @@ enum vgg_status vgg_linear_backward_input_check(struct vgg_linear *s, const stru
                                                 struct vgg_error *error)
 {
     static const char op[] = "linear_backward_input";
-    VGG_TRY(expect_matrix(op, "dy", dy, true, false, error));
-    VGG_TRY(expect_matrix(op, "w", w, false, false, error));
+    const enum vgg_dtype dtype = vgg_precision_dtype(s->precision);
+    VGG_TRY(expect_matrix(op, "dy", dy, true, s->precision, VGG_FLOAT32, error));
+    VGG_TRY(expect_matrix(op, "w", w, false, s->precision, dtype, error));
     if (w->shape[0] != dy->shape[1]) {
         char text[80];
         return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: w has shape %s; expected (%zu, in) because dy has %zu features", op,
                         vgg_shape_text(text, sizeof text, w->shape, w->ndim), dy->shape[1], dy->shape[1]);
     }
-    *s = (struct vgg_linear){.n = dy->shape[0], .in = w->shape[1], .out = w->shape[0], .tf32 = s->tf32};
+    *s = (struct vgg_linear){
+        .n = dy->shape[0], .in = w->shape[1], .out = w->shape[0], .precision = s->precision, .wide = dy->dtype != dtype};
     return VGG_OK;
 }
 
@@ -80,14 +84,16 @@ enum vgg_status vgg_linear_backward_weight_check(struct vgg_linear *s, const str
                                                  struct vgg_error *error)
 {
     static const char op[] = "linear_backward_weight";
-    VGG_TRY(expect_matrix(op, "dy", dy, true, false, error));
-    VGG_TRY(expect_matrix(op, "x", x, true, false, error));
+    const enum vgg_dtype dtype = vgg_precision_dtype(s->precision);
+    VGG_TRY(expect_matrix(op, "dy", dy, true, s->precision, VGG_FLOAT32, error));
+    VGG_TRY(expect_matrix(op, "x", x, true, s->precision, dtype, error));
     if (dy->shape[0] != x->shape[0]) {
         char text[80];
         return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: dy has shape %s; expected (%zu, out) because x has %zu rows", op,
                         vgg_shape_text(text, sizeof text, dy->shape, dy->ndim), x->shape[0], x->shape[0]);
     }
-    *s = (struct vgg_linear){.n = x->shape[0], .in = x->shape[1], .out = dy->shape[1], .tf32 = s->tf32};
+    *s = (struct vgg_linear){
+        .n = x->shape[0], .in = x->shape[1], .out = dy->shape[1], .precision = s->precision, .wide = dy->dtype != dtype};
     return VGG_OK;
 }
 
@@ -276,7 +282,7 @@ static void forward_task(void *argument, size_t task, int thread)
     }
 }
 
-enum vgg_status vgg_cpu_linear(struct vgg_context *ctx, float *y, const float *x, const void *w, const float *b,
+enum vgg_status vgg_cpu_linear(struct vgg_context *ctx, void *y, const void *x, const void *w, const float *b,
                                const struct vgg_linear *s)
 {
     struct call call;
@@ -346,7 +352,7 @@ static void backward_input_task(void *argument, size_t task, int thread)
     }
 }
 
-enum vgg_status vgg_cpu_linear_backward_input(struct vgg_context *ctx, float *dx, const float *dy, const float *w,
+enum vgg_status vgg_cpu_linear_backward_input(struct vgg_context *ctx, void *dx, const void *dy, const void *w,
                                               const struct vgg_linear *s)
 {
     struct call call;
@@ -419,7 +425,7 @@ static void bias_task(void *argument, size_t task, int thread)
     }
 }
 
-enum vgg_status vgg_cpu_linear_backward_weight(struct vgg_context *ctx, float *dw, float *db, const float *dy, const float *x,
+enum vgg_status vgg_cpu_linear_backward_weight(struct vgg_context *ctx, float *dw, float *db, const void *dy, const void *x,
                                                const struct vgg_linear *s, int beta)
 {
     struct call call;

@@ -12,12 +12,12 @@ enum { BLOCK = 64, SPAN = 2 * BLOCK }; /* channels of an output block; most chan
 enum vgg_status vgg_lrn_check(struct vgg_lrn *s, const struct vgg_array *x, const struct vgg_array *dy, struct vgg_error *error)
 {
     const char *op = dy == NULL ? "lrn" : "lrn_backward";
-    VGG_TRY(vgg_expect_dtype(op, "x", x, VGG_FLOAT32, error));
+    VGG_TRY(vgg_expect_map(op, "x", x, error));
     if (x->ndim == 0)
         return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: x has shape (); expected (..., C) because it normalises channels",
                         op);
     if (dy != NULL) {
-        VGG_TRY(vgg_expect_dtype(op, "dy", dy, VGG_FLOAT32, error));
+        VGG_TRY(vgg_expect_dtype(op, "dy", dy, x->dtype, error));
         VGG_TRY(vgg_expect_shape(op, "dy", dy, x->shape, x->ndim, "that is x's shape", error));
     }
     if (s->size % 2 == 0)
@@ -31,6 +31,7 @@ enum vgg_status vgg_lrn_check(struct vgg_lrn *s, const struct vgg_array *x, cons
         return vgg_fail(error, VGG_INVALID_ARGUMENT,
                         "%s: k is %g; expected a number > 0 because it keeps the power of a channel without activity finite",
                         op, (double)s->k);
+    s->dtype = x->dtype;
     s->c = x->shape[x->ndim - 1];
     s->rows = 1;
     for (int i = 0; i + 1 < x->ndim; i++)
@@ -160,13 +161,12 @@ static enum vgg_status normalise(const struct vgg_context *ctx, float *out, cons
     return VGG_OK;
 }
 
-enum vgg_status vgg_cpu_lrn(struct vgg_context *ctx, float *y, const float *x, const struct vgg_lrn *s)
+enum vgg_status vgg_cpu_lrn(struct vgg_context *ctx, void *y, const void *x, const struct vgg_lrn *s)
 {
     return normalise(ctx, y, NULL, x, s);
 }
 
-enum vgg_status vgg_cpu_lrn_backward(struct vgg_context *ctx, float *dx, const float *dy, const float *x,
-                                     const struct vgg_lrn *s)
+enum vgg_status vgg_cpu_lrn_backward(struct vgg_context *ctx, void *dx, const void *dy, const void *x, const struct vgg_lrn *s)
 {
     return normalise(ctx, dx, dy, x, s);
 }

@@ -11,12 +11,13 @@ size_t vgg_pooled(size_t size, bool ceil_mode)
 
 enum vgg_status vgg_max_pool2d_check(struct vgg_max_pool2d *s, const struct vgg_array *x, struct vgg_error *error)
 {
-    VGG_TRY(vgg_expect_dtype("max_pool2d", "x", x, VGG_FLOAT32, error));
+    VGG_TRY(vgg_expect_map("max_pool2d", "x", x, error));
     VGG_TRY(vgg_expect_ndim("max_pool2d", "x", x, 4, error));
     s->n = x->shape[0];
     s->h = x->shape[1];
     s->w = x->shape[2];
     s->c = x->shape[3];
+    s->dtype = x->dtype;
     return VGG_OK;
 }
 
@@ -24,7 +25,7 @@ enum vgg_status vgg_max_pool2d_backward_check(struct vgg_max_pool2d *s, const st
                                               const struct vgg_array *index, const size_t *input_shape, struct vgg_error *error)
 {
     const char *op = "max_pool2d_backward";
-    VGG_TRY(vgg_expect_dtype(op, "dy", dy, VGG_FLOAT32, error));
+    VGG_TRY(vgg_expect_map(op, "dy", dy, error));
     VGG_TRY(vgg_expect_ndim(op, "dy", dy, 4, error));
     VGG_TRY(vgg_expect_dtype(op, "index", index, VGG_UINT8, error));
     VGG_TRY(vgg_expect_shape(op, "index", index, dy->shape, 4, "every value of dy has one", error));
@@ -35,6 +36,7 @@ enum vgg_status vgg_max_pool2d_backward_check(struct vgg_max_pool2d *s, const st
     s->h = input_shape[1];
     s->w = input_shape[2];
     s->c = input_shape[3];
+    s->dtype = dy->dtype;
     size_t up[4] = {s->n, vgg_pooled(s->h, true), vgg_pooled(s->w, true), s->c};
     size_t down[4] = {s->n, vgg_pooled(s->h, false), vgg_pooled(s->w, false), s->c};
     /* Even sizes pool alike in both modes: they are called floor. */
@@ -69,7 +71,7 @@ static void pool_task(void *argument, size_t task, int thread)
     vgg_pool_row(p->y + at, p->index + at, top, bottom, p->w, p->pooled_w, p->c);
 }
 
-enum vgg_status vgg_cpu_max_pool2d(struct vgg_context *ctx, float *y, uint8_t *index, const float *x,
+enum vgg_status vgg_cpu_max_pool2d(struct vgg_context *ctx, void *y, uint8_t *index, const void *x,
                                    const struct vgg_max_pool2d *s)
 {
     struct pooling p = {y, index, x, s->h, s->w, s->c, vgg_pooled(s->h, s->ceil_mode), vgg_pooled(s->w, s->ceil_mode)};
@@ -155,7 +157,7 @@ static enum vgg_status stray_error(const struct unpooling *p, struct vgg_error *
                                     row / p->pooled_h, row % p->pooled_h, j, ch, p->index[at], p->h, p->w);
 }
 
-enum vgg_status vgg_cpu_max_pool2d_backward(struct vgg_context *ctx, float *dx, const float *dy, const uint8_t *index,
+enum vgg_status vgg_cpu_max_pool2d_backward(struct vgg_context *ctx, void *dx, const void *dy, const uint8_t *index,
                                             const struct vgg_max_pool2d *s)
 {
     struct unpooling p = {.dx = dx,

@@ -33,8 +33,9 @@ static void relu_chunk(void *argument, size_t task, int thread)
     }
 }
 
-enum vgg_status vgg_cpu_relu(struct vgg_context *ctx, float *y, const float *x, size_t count)
+enum vgg_status vgg_cpu_relu(struct vgg_context *ctx, void *y, const void *x, size_t count, enum vgg_dtype dtype)
 {
+    (void)dtype; /* float32: the CPU has no bfloat16 maps */
     return run(ctx, relu_chunk, (struct elementwise){.out = y, .a = x, .count = count});
 }
 
@@ -56,8 +57,10 @@ static void relu_backward_chunk(void *argument, size_t task, int thread)
     }
 }
 
-enum vgg_status vgg_cpu_relu_backward(struct vgg_context *ctx, float *dx, const float *dy, const float *y, size_t count)
+enum vgg_status vgg_cpu_relu_backward(struct vgg_context *ctx, void *dx, const void *dy, const void *y, size_t count,
+                                      enum vgg_dtype dtype)
 {
+    (void)dtype; /* float32: the CPU has no bfloat16 maps */
     return run(ctx, relu_backward_chunk, (struct elementwise){.out = dx, .a = dy, .b = y, .count = count});
 }
 
@@ -72,7 +75,8 @@ static void add_chunk(void *argument, size_t task, int thread)
         y[j] += x[j];
 }
 
-enum vgg_status vgg_cpu_add(struct vgg_context *ctx, float *y, const float *x, size_t count)
+enum vgg_status vgg_cpu_add(struct vgg_context *ctx, void *y, const void *x, size_t count, enum vgg_dtype dtype)
 {
+    (void)dtype; /* float32: the CPU has no bfloat16 maps */
     return run(ctx, add_chunk, (struct elementwise){.out = y, .a = x, .count = count});
 }

@@ -5,12 +5,13 @@
 
 enum vgg_status vgg_unfold_check(struct vgg_unfold *s, const struct vgg_array *x, struct vgg_error *error)
 {
-    VGG_TRY(vgg_expect_dtype("unfold", "x", x, VGG_FLOAT32, error));
+    VGG_TRY(vgg_expect_map("unfold", "x", x, error));
     VGG_TRY(vgg_expect_ndim("unfold", "x", x, 4, error));
     s->n = x->shape[0];
     s->h = x->shape[1];
     s->w = x->shape[2];
     s->c = x->shape[3];
+    s->dtype = x->dtype;
     if (s->size == 0)
         return vgg_fail(error, VGG_INVALID_ARGUMENT, "unfold: size is 0; expected at least 1");
     char text[96];
@@ -45,7 +46,7 @@ static void unfold_task(void *argument, size_t task, int thread)
             memcpy(y, u->x + ((image * s->h + i + r) * s->w + j) * s->c, run * sizeof(float));
 }
 
-enum vgg_status vgg_cpu_unfold(struct vgg_context *ctx, float *y, const float *x, const struct vgg_unfold *s)
+enum vgg_status vgg_cpu_unfold(struct vgg_context *ctx, void *y, const void *x, const struct vgg_unfold *s)
 {
     struct unfolding u = {y, x, s, s->h - s->size + 1, s->w - s->size + 1};
     if (s->c == 0)

@@ -58,6 +58,16 @@ static bool borrow_input(struct call *c, struct call_input *input)
     return true;
 }
 
+/* Whether the device computes with maps of the input's dtype. */
+static bool knows_dtype(struct call *c, const struct call_input *input)
+{
+    if (!input->map || !input->given || input->array.dtype != VGG_BFLOAT16 || c->device.backend->bfloat16)
+        return true;
+    PyErr_Format(PyExc_ValueError, "%s: %s has dtype bfloat16; expected float32 because device \"%s\" computes in nothing else",
+                 c->op, input->name, c->device.backend->name);
+    return false;
+}
+
 bool call_begin(struct call *c, PyObject *module, const char *op, struct call_input *inputs, int count)
 {
     *c = (struct call){.state = vggpy_state(module), .op = op, .inputs = inputs, .input_count = count};
@@ -65,7 +75,7 @@ bool call_begin(struct call *c, PyObject *module, const char *op, struct call_in
         return false;
     c->context = vggpy_context(c->device, &c->error);
     for (int i = 0; i < count; i++)
-        if (!borrow_input(c, &inputs[i]))
+        if (!borrow_input(c, &inputs[i]) || !knows_dtype(c, &inputs[i]))
             return false;
     return true;
 }

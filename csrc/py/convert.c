@@ -79,33 +79,16 @@ static bool fits_int64(PyArrayObject *from, PyArrayObject *to, const char *op, c
     return true;
 }
 
-/* A float32 rounded to bfloat16, to even where two are as near. A NaN stays one: its payload loses the low half. */
-static uint16_t to_bfloat16(float value)
-{
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    if ((bits & 0x7fffffff) > 0x7f800000)
-        return (uint16_t)(bits >> 16 | 0x40);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 /* A new array of `array`'s elements as float32 (of bfloat16's bits) or as bfloat16's bits (of float32). Takes over the
  * reference; NULL goes through. */
-static PyArrayObject *convert_bfloat16(PyArrayObject *array, enum vgg_dtype to)
+static PyArrayObject *convert_bfloat16(const struct vgg_state *state, PyArrayObject *array, enum vgg_dtype to)
 {
     PyArrayObject *result =
         array ? (PyArrayObject *)PyArray_SimpleNew(PyArray_NDIM(array), PyArray_DIMS(array), vggpy_numpy_type(to)) : NULL;
     if (result) {
-        npy_intp size = PyArray_SIZE(array);
-        const void *from = PyArray_DATA(array);
-        void *data = PyArray_DATA(result);
-        PyThreadState *thread = PyEval_SaveThread();
-        for (npy_intp i = 0; i < size; i++)
-            if (to == VGG_BFLOAT16)
-                ((uint16_t *)data)[i] = to_bfloat16(((const float *)from)[i]);
-            else
-                ((uint32_t *)data)[i] = (uint32_t)((const uint16_t *)from)[i] << 16;
-        PyEval_RestoreThread(thread);
+        struct device host = {state->backends[0], 0};
+        if (!vggpy_convert(state, host, PyArray_DATA(result), to, PyArray_DATA(array), (size_t)PyArray_SIZE(array)))
+            Py_CLEAR(result);
     }
     Py_XDECREF((PyObject *)array);
     return result;
@@ -116,11 +99,11 @@ PyArrayObject *vggpy_host_array(const struct vgg_state *state, PyObject *object,
 {
     PyArrayObject *any = NULL, *array = NULL;
     if (cast && wanted == VGG_BFLOAT16) /* by way of float32 */
-        return convert_bfloat16(vggpy_host_array(state, object, op, name, VGG_FLOAT32, true), VGG_BFLOAT16);
+        return convert_bfloat16(state, vggpy_host_array(state, object, op, name, VGG_FLOAT32, true), VGG_BFLOAT16);
     if (vggpy_is_tensor(state, object)) {
         any = (PyArrayObject *)vggpy_tensor_numpy((struct tensor *)object);
         if (((struct tensor *)object)->dtype == VGG_BFLOAT16)
-            any = convert_bfloat16(any, VGG_FLOAT32);
+            any = convert_bfloat16(state, any, VGG_FLOAT32);
     } else {
         any = any_array(object);
     }
@@ -215,11 +198,11 @@ bool vggpy_dtype(PyObject *object, const char *op, enum vgg_dtype *dtype)
     return choice >= 0;
 }
 
-bool vggpy_precision(PyObject *object, const char *op, bool *tf32)
+bool vggpy_precision(PyObject *object, const char *op, enum vgg_precision *precision)
 {
-    static const char *const names[] = {"float32", "tf32", NULL};
-    int choice = object ? vggpy_choice(object, op, "precision", names) : 0;
-    *tf32 = choice == 1;
+    static const char *const names[] = {"float32", "tf32", "bf16", NULL};
+    int choice = object ? vggpy_choice(object, op, "precision", names) : VGG_PRECISION_FLOAT32;
+    *precision = (enum vgg_precision)choice;
     return choice >= 0;
 }
 

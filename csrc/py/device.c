@@ -143,6 +143,17 @@ bool vggpy_transfer(const struct vgg_state *state, struct device device, enum tr
     return status == VGG_OK ? true : vggpy_raise(state, &error);
 }
 
+bool vggpy_convert(const struct vgg_state *state, struct device device, void *to, enum vgg_dtype to_dtype, const void *from,
+                   size_t count)
+{
+    struct vgg_error error = {.status = VGG_OK};
+    struct vgg_context context = vggpy_context(device, &error);
+    PyThreadState *thread = PyEval_SaveThread();
+    enum vgg_status status = device.backend->convert(&context, to, to_dtype, from, count);
+    PyEval_RestoreThread(thread);
+    return status == VGG_OK ? true : vggpy_raise(state, &error);
+}
+
 bool vggpy_copy(const struct vgg_state *state, struct device device, void *to, struct device from_device, const void *from,
                 size_t bytes)
 {

@@ -99,14 +99,15 @@ static PyObject *py_conv2d(PyObject *module, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O$pOOOOOO:conv2d", names, &x, &w, &b, &relu, &pool, &algorithm,
                                      &precision, &transformed, &out, &workspace) ||
         !parse_pool(pool, "conv2d", &s.pool) || !parse_algorithm(algorithm, "conv2d", &s.algorithm) ||
-        !vggpy_precision(precision, "conv2d", &s.tf32))
+        !vggpy_precision(precision, "conv2d", &s.precision))
         return NULL;
     s.relu = relu;
     s.transformed = transformed != Py_None;
+    enum vgg_dtype dtype = vgg_precision_dtype(s.precision);
     bool pooled = s.pool != VGG_POOL_NONE, ceil_mode = s.pool == VGG_POOL_CEIL;
     struct call_input in[] = {
-        {.name = "x", .object = x, .dtype = VGG_FLOAT32},
-        {.name = "w", .object = w, .dtype = VGG_FLOAT32},
+        {.name = "x", .object = x, .dtype = VGG_FLOAT32, .map = true},
+        {.name = "w", .object = w, .dtype = VGG_FLOAT32, .map = true},
         {.name = "b", .object = b, .dtype = VGG_FLOAT32, .optional = true},
         {.name = "transformed", .object = transformed, .dtype = VGG_FLOAT32, .optional = true},
     };
@@ -114,9 +115,9 @@ static PyObject *py_conv2d(PyObject *module, PyObject *args, PyObject *kwargs)
         call_check(&c, vgg_conv2d_check(&s, &in[0].array, &in[1].array, call_array(&in[2]), &c.error)) &&
         check_transformed(&c, &s, call_array(&in[3]))) {
         size_t shape[4] = {s.n, pooled ? vgg_pooled(s.h, ceil_mode) : s.h, pooled ? vgg_pooled(s.w, ceil_mode) : s.w, s.k};
-        bool ready = pooled ? call_out_pair(&c, out, outs) && call_output(&c, outs[0], "out[0]", VGG_FLOAT32, 4, shape, -1) &&
+        bool ready = pooled ? call_out_pair(&c, out, outs) && call_output(&c, outs[0], "out[0]", dtype, 4, shape, -1) &&
                                   call_output(&c, outs[1], "out[1]", VGG_UINT8, 4, shape, -1)
-                            : call_output(&c, out, "out", VGG_FLOAT32, 4, shape, -1);
+                            : call_output(&c, out, "out", dtype, 4, shape, -1);
         if (ready && call_check(&c, c.device.backend->conv2d_workspace(&c.context, &bytes, &s, VGG_FORWARD)) &&
             call_workspace(&c, workspace, bytes))
             CALL_RUN(&c, conv2d, c.outputs[0]->data, pooled ? c.outputs[1]->data : NULL, in[0].array.data,
@@ -198,19 +199,19 @@ static PyObject *py_conv2d_backward_input(PyObject *module, PyObject *args, PyOb
     struct call c;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OOOOOOO:conv2d_backward_input", names, &dy, &w, &y, &index,
                                      &input_shape, &algorithm, &precision, &out, &workspace) ||
-        !parse_algorithm(algorithm, op, &s.algorithm) || !vggpy_precision(precision, op, &s.tf32) ||
+        !parse_algorithm(algorithm, op, &s.algorithm) || !vggpy_precision(precision, op, &s.precision) ||
         (input_shape != Py_None && !vggpy_shape4(input_shape, op, "input_shape", input_sizes)))
         return NULL;
     struct call_input in[] = {
-        {.name = "dy", .object = dy, .dtype = VGG_FLOAT32},
-        {.name = "w", .object = w, .dtype = VGG_FLOAT32},
-        {.name = "y", .object = y, .dtype = VGG_FLOAT32, .optional = true},
+        {.name = "dy", .object = dy, .dtype = VGG_FLOAT32, .map = true},
+        {.name = "w", .object = w, .dtype = VGG_FLOAT32, .map = true},
+        {.name = "y", .object = y, .dtype = VGG_FLOAT32, .map = true, .optional = true},
         {.name = "index", .object = index, .dtype = VGG_UINT8, .optional = true},
     };
     if (call_begin(&c, module, op, in, 4) &&
         call_check(&c, vgg_conv2d_backward_input_check(&s, &in[0].array, &in[1].array, call_array(&in[2]), call_array(&in[3]),
                                                        input_shape == Py_None ? NULL : input_sizes, &c.error)) &&
-        call_output(&c, out, "out", VGG_FLOAT32, 4, (size_t[]){s.n, s.h, s.w, s.c}, -1) &&
+        call_output(&c, out, "out", vgg_precision_dtype(s.precision), 4, (size_t[]){s.n, s.h, s.w, s.c}, -1) &&
         call_check(&c, c.device.backend->conv2d_workspace(&c.context, &bytes, &s, VGG_BACKWARD_INPUT)) &&
         call_workspace(&c, workspace, bytes))
         CALL_RUN(&c, conv2d_backward_input, c.outputs[0]->data, in[0].array.data, in[1].array.data, in[2].array.data,
@@ -255,16 +256,16 @@ static PyObject *py_conv2d_backward_weight(PyObject *module, PyObject *args, PyO
     struct call c;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O$OOOOOpO:conv2d_backward_weight", names, &dy, &x, &kernel_size, &y,
                                      &index, &algorithm, &precision, &out, &accumulate, &workspace) ||
-        !parse_algorithm(algorithm, op, &s.algorithm) || !vggpy_precision(precision, op, &s.tf32) ||
+        !parse_algorithm(algorithm, op, &s.algorithm) || !vggpy_precision(precision, op, &s.precision) ||
         (kernel_size && !vggpy_uint(kernel_size, op, "kernel_size", PTRDIFF_MAX, &size)))
         return NULL;
     if (accumulate && out == Py_None)
         return PyErr_Format(PyExc_ValueError, "%s: accumulate=True adds to out, which is None", op);
     s.kernel_size = (size_t)size;
     struct call_input in[] = {
-        {.name = "dy", .object = dy, .dtype = VGG_FLOAT32},
-        {.name = "x", .object = x, .dtype = VGG_FLOAT32},
-        {.name = "y", .object = y, .dtype = VGG_FLOAT32, .optional = true},
+        {.name = "dy", .object = dy, .dtype = VGG_FLOAT32, .map = true},
+        {.name = "x", .object = x, .dtype = VGG_FLOAT32, .map = true},
+        {.name = "y", .object = y, .dtype = VGG_FLOAT32, .map = true, .optional = true},
         {.name = "index", .object = index, .dtype = VGG_UINT8, .optional = true},
     };
     if (call_begin(&c, module, op, in, 4) &&
@@ -346,7 +347,7 @@ static PyObject *py_conv2d_workspace(PyObject *module, PyObject *args, PyObject 
     struct vgg_conv2d s = {0};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O$OOOps:conv2d_workspace", names, &x_shape, &w_shape, &direction_object,
                                      &pool, &algorithm, &precision, &transformed, &device_name) ||
-        !vggpy_precision(precision, op, &s.tf32) || !parse_direction(direction_object, op, &direction) ||
+        !vggpy_precision(precision, op, &s.precision) || !parse_direction(direction_object, op, &direction) ||
         !parse_pool(pool, op, &s.pool) || !parse_algorithm(algorithm, op, &s.algorithm) ||
         !vggpy_device_parse(state, device_name, &device) || !shape_from_sizes(&s, state, op, x_shape, w_shape))
         return NULL;

@@ -36,10 +36,10 @@ static PyObject *py_max_pool2d(PyObject *module, PyObject *args, PyObject *kwarg
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$pO:max_pool2d", names, &x, &ceil_mode, &out))
         return NULL;
     struct vgg_max_pool2d s = {.ceil_mode = ceil_mode};
-    struct call_input in[] = {{.name = "x", .object = x, .dtype = VGG_FLOAT32}};
+    struct call_input in[] = {{.name = "x", .object = x, .dtype = VGG_FLOAT32, .map = true}};
     if (call_begin(&c, module, "max_pool2d", in, 1) && call_check(&c, vgg_max_pool2d_check(&s, &in[0].array, &c.error))) {
         size_t shape[4] = {s.n, vgg_pooled(s.h, s.ceil_mode), vgg_pooled(s.w, s.ceil_mode), s.c};
-        if (call_out_pair(&c, out, outs) && call_output(&c, outs[0], "out[0]", VGG_FLOAT32, 4, shape, -1) &&
+        if (call_out_pair(&c, out, outs) && call_output(&c, outs[0], "out[0]", s.dtype, 4, shape, -1) &&
             call_output(&c, outs[1], "out[1]", VGG_UINT8, 4, shape, -1))
             CALL_RUN(&c, max_pool2d, c.outputs[0]->data, c.outputs[1]->data, in[0].array.data, &s);
     }
@@ -74,12 +74,12 @@ static PyObject *py_max_pool2d_backward(PyObject *module, PyObject *args, PyObje
         !vggpy_shape4(input_shape, op, "input_shape", shape))
         return NULL;
     struct call_input in[] = {
-        {.name = "dy", .object = dy, .dtype = VGG_FLOAT32},
+        {.name = "dy", .object = dy, .dtype = VGG_FLOAT32, .map = true},
         {.name = "index", .object = index, .dtype = VGG_UINT8},
     };
     if (call_begin(&c, module, op, in, 2) &&
         call_check(&c, vgg_max_pool2d_backward_check(&s, &in[0].array, &in[1].array, shape, &c.error)) &&
-        call_output(&c, out, "out", VGG_FLOAT32, 4, shape, -1))
+        call_output(&c, out, "out", s.dtype, 4, shape, -1))
         CALL_RUN(&c, max_pool2d_backward, c.outputs[0]->data, in[0].array.data, in[1].array.data, &s);
     return call_end(&c);
 }
@@ -106,11 +106,11 @@ static PyObject *py_relu(PyObject *module, PyObject *args, PyObject *kwargs)
     struct call c;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$O:relu", names, &x, &out))
         return NULL;
-    struct call_input in[] = {{.name = "x", .object = x, .dtype = VGG_FLOAT32}};
+    struct call_input in[] = {{.name = "x", .object = x, .dtype = VGG_FLOAT32, .map = true}};
     const struct vgg_array *a = &in[0].array;
-    if (call_begin(&c, module, "relu", in, 1) && call_check(&c, vgg_expect_dtype("relu", "x", a, VGG_FLOAT32, &c.error)) &&
-        call_output(&c, out, "out", VGG_FLOAT32, a->ndim, a->shape, 0))
-        CALL_RUN(&c, relu, c.outputs[0]->data, a->data, count_of(a));
+    if (call_begin(&c, module, "relu", in, 1) && call_check(&c, vgg_expect_map("relu", "x", a, &c.error)) &&
+        call_output(&c, out, "out", a->dtype, a->ndim, a->shape, 0))
+        CALL_RUN(&c, relu, c.outputs[0]->data, a->data, count_of(a), a->dtype);
     return call_end(&c);
 }
 
@@ -137,15 +137,15 @@ static PyObject *py_relu_backward(PyObject *module, PyObject *args, PyObject *kw
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$O:relu_backward", names, &dy, &y, &out))
         return NULL;
     struct call_input in[] = {
-        {.name = "dy", .object = dy, .dtype = VGG_FLOAT32},
-        {.name = "y", .object = y, .dtype = VGG_FLOAT32},
+        {.name = "dy", .object = dy, .dtype = VGG_FLOAT32, .map = true},
+        {.name = "y", .object = y, .dtype = VGG_FLOAT32, .map = true},
     };
     const struct vgg_array *a = &in[0].array, *b = &in[1].array;
-    if (call_begin(&c, module, op, in, 2) && call_check(&c, vgg_expect_dtype(op, "dy", a, VGG_FLOAT32, &c.error)) &&
-        call_check(&c, vgg_expect_dtype(op, "y", b, VGG_FLOAT32, &c.error)) &&
+    if (call_begin(&c, module, op, in, 2) && call_check(&c, vgg_expect_map(op, "dy", a, &c.error)) &&
+        call_check(&c, vgg_expect_dtype(op, "y", b, a->dtype, &c.error)) &&
         call_check(&c, vgg_expect_shape(op, "y", b, a->shape, a->ndim, "that is dy's shape", &c.error)) &&
-        call_output(&c, out, "out", VGG_FLOAT32, a->ndim, a->shape, 0))
-        CALL_RUN(&c, relu_backward, c.outputs[0]->data, a->data, b->data, count_of(a));
+        call_output(&c, out, "out", a->dtype, a->ndim, a->shape, 0))
+        CALL_RUN(&c, relu_backward, c.outputs[0]->data, a->data, b->data, count_of(a), a->dtype);
     return call_end(&c);
 }
 
@@ -177,12 +177,12 @@ static PyObject *lrn(PyObject *module, PyObject *dy, PyObject *x, PyObject *size
         return NULL;
     s->size = (size_t)size;
     struct call_input in[] = {
-        {.name = "x", .object = x, .dtype = VGG_FLOAT32},
-        {.name = "dy", .object = dy ? dy : Py_None, .dtype = VGG_FLOAT32, .optional = !dy},
+        {.name = "x", .object = x, .dtype = VGG_FLOAT32, .map = true},
+        {.name = "dy", .object = dy ? dy : Py_None, .dtype = VGG_FLOAT32, .map = true, .optional = !dy},
     };
     const struct vgg_array *a = &in[0].array;
     if (call_begin(&c, module, op, in, 2) && call_check(&c, vgg_lrn_check(s, a, call_array(&in[1]), &c.error)) &&
-        call_output(&c, out, "out", VGG_FLOAT32, a->ndim, a->shape, -1)) {
+        call_output(&c, out, "out", s->dtype, a->ndim, a->shape, -1)) {
         if (dy)
             CALL_RUN(&c, lrn_backward, c.outputs[0]->data, in[1].array.data, a->data, s);
         else
@@ -277,12 +277,12 @@ static PyObject *dropout(PyObject *module, PyObject *args, PyObject *kwargs, con
         return NULL;
     struct vgg_dropout s = {.p = p, .seed = seed, .purpose = (uint32_t)purpose};
     struct call_input in[] = {
-        {.name = x_name, .object = x, .dtype = VGG_FLOAT32},
+        {.name = x_name, .object = x, .dtype = VGG_FLOAT32, .map = true},
         {.name = "rows", .object = rows, .dtype = VGG_INT64},
     };
     const struct vgg_array *a = &in[0].array;
     if (call_begin(&c, module, op, in, 2) && call_check(&c, vgg_dropout_check(&s, a, &in[1].array, &c.error)) &&
-        call_output(&c, out, "out", VGG_FLOAT32, a->ndim, a->shape, 0))
+        call_output(&c, out, "out", s.dtype, a->ndim, a->shape, 0))
         CALL_RUN(&c, dropout, c.outputs[0]->data, a->data, in[1].array.data, &s);
     return call_end(&c);
 }
@@ -451,9 +451,9 @@ static PyObject *py_unfold(PyObject *module, PyObject *args, PyObject *kwargs)
         !vggpy_uint(size_object, "unfold", "size", PTRDIFF_MAX, &size))
         return NULL;
     struct vgg_unfold s = {.size = (size_t)size};
-    struct call_input in[] = {{.name = "x", .object = x, .dtype = VGG_FLOAT32}};
+    struct call_input in[] = {{.name = "x", .object = x, .dtype = VGG_FLOAT32, .map = true}};
     if (call_begin(&c, module, "unfold", in, 1) && call_check(&c, vgg_unfold_check(&s, &in[0].array, &c.error)) &&
-        call_output(&c, out, "out", VGG_FLOAT32, 2,
+        call_output(&c, out, "out", s.dtype, 2,
                     (size_t[]){s.n * (s.h - s.size + 1) * (s.w - s.size + 1), s.size * s.size * s.c}, -1))
         CALL_RUN(&c, unfold, c.outputs[0]->data, in[0].array.data, &s);
     return call_end(&c);

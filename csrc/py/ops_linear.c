@@ -31,17 +31,19 @@ static PyObject *py_linear(PyObject *module, PyObject *args, PyObject *kwargs)
     struct call c;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O$pOOO:linear", names, &x, &w, &b, &relu, &precision, &out,
                                      &workspace) ||
-        !vggpy_precision(precision, "linear", &s.tf32))
+        !vggpy_precision(precision, "linear", &s.precision))
         return NULL;
     s.relu = relu;
     struct call_input in[] = {
-        {.name = "x", .object = x, .dtype = VGG_FLOAT32},
+        {.name = "x", .object = x, .dtype = VGG_FLOAT32, .map = true},
         {.name = "w", .object = w, .dtype = VGG_FLOAT32},
         {.name = "b", .object = b, .dtype = VGG_FLOAT32, .optional = true},
     };
+    const bool wide_out = vggpy_is_tensor(vggpy_state(module), out) && ((struct tensor *)out)->dtype == VGG_FLOAT32;
+    s.wide = s.precision == VGG_PRECISION_BF16 && wide_out;
     if (call_begin(&c, module, "linear", in, 3) &&
         call_check(&c, vgg_linear_check(&s, &in[0].array, &in[1].array, call_array(&in[2]), &c.error)) &&
-        call_output(&c, out, "out", VGG_FLOAT32, 2, (size_t[]){s.n, s.out}, -1) &&
+        call_output(&c, out, "out", s.wide ? VGG_FLOAT32 : vgg_precision_dtype(s.precision), 2, (size_t[]){s.n, s.out}, -1) &&
         call_check(&c, c.device.backend->linear_workspace(&c.context, &bytes, &s, VGG_FORWARD)) &&
         call_workspace(&c, workspace, bytes))
         CALL_RUN(&c, linear, c.outputs[0]->data, in[0].array.data, in[1].array.data, in[2].array.data, &s);
@@ -73,15 +75,15 @@ static PyObject *py_linear_backward_input(PyObject *module, PyObject *args, PyOb
     struct call c;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OOO:linear_backward_input", names, &dy, &w, &precision, &out,
                                      &workspace) ||
-        !vggpy_precision(precision, "linear_backward_input", &s.tf32))
+        !vggpy_precision(precision, "linear_backward_input", &s.precision))
         return NULL;
     struct call_input in[] = {
-        {.name = "dy", .object = dy, .dtype = VGG_FLOAT32},
-        {.name = "w", .object = w, .dtype = VGG_FLOAT32},
+        {.name = "dy", .object = dy, .dtype = VGG_FLOAT32, .map = true},
+        {.name = "w", .object = w, .dtype = VGG_FLOAT32, .map = true},
     };
     if (call_begin(&c, module, "linear_backward_input", in, 2) &&
         call_check(&c, vgg_linear_backward_input_check(&s, &in[0].array, &in[1].array, &c.error)) &&
-        call_output(&c, out, "out", VGG_FLOAT32, 2, (size_t[]){s.n, s.in}, -1) &&
+        call_output(&c, out, "out", vgg_precision_dtype(s.precision), 2, (size_t[]){s.n, s.in}, -1) &&
         call_check(&c, c.device.backend->linear_workspace(&c.context, &bytes, &s, VGG_BACKWARD_INPUT)) &&
         call_workspace(&c, workspace, bytes))
         CALL_RUN(&c, linear_backward_input, c.outputs[0]->data, in[0].array.data, in[1].array.data, &s);
@@ -118,13 +120,13 @@ static PyObject *py_linear_backward_weight(PyObject *module, PyObject *args, PyO
     struct call c;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OOpO:linear_backward_weight", names, &dy, &x, &precision, &out,
                                      &accumulate, &workspace) ||
-        !vggpy_precision(precision, "linear_backward_weight", &s.tf32))
+        !vggpy_precision(precision, "linear_backward_weight", &s.precision))
         return NULL;
     if (accumulate && out == Py_None)
         return PyErr_Format(PyExc_ValueError, "linear_backward_weight: accumulate=True adds to out, which is None");
     struct call_input in[] = {
-        {.name = "dy", .object = dy, .dtype = VGG_FLOAT32},
-        {.name = "x", .object = x, .dtype = VGG_FLOAT32},
+        {.name = "dy", .object = dy, .dtype = VGG_FLOAT32, .map = true},
+        {.name = "x", .object = x, .dtype = VGG_FLOAT32, .map = true},
     };
     if (call_begin(&c, module, "linear_backward_weight", in, 2) &&
         call_check(&c, vgg_linear_backward_weight_check(&s, &in[0].array, &in[1].array, &c.error)) &&
@@ -138,8 +140,8 @@ static PyObject *py_linear_backward_weight(PyObject *module, PyObject *args, PyO
 }
 
 PyDoc_STRVAR(linear_workspace_doc,
-             "linear_workspace(rows, in_features, out_features, direction='forward', *, weight_dtype='float32', device='cpu')\n"
-             "--\n\n"
+             "linear_workspace(rows, in_features, out_features, direction='forward', *, weight_dtype='float32', "
+             "precision='float32', device='cpu')\n--\n\n"
              "Bytes that workspace= needs for one call of linear or its gradients.\n\n"
              "Parameters\n----------\n"
              "rows, in_features, out_features : int\n"
@@ -152,26 +154,27 @@ PyDoc_STRVAR(linear_workspace_doc,
 
 static PyObject *py_linear_workspace(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"rows", "in_features", "out_features", "direction", "weight_dtype", "device", NULL};
+    static char *names[] = {"rows", "in_features", "out_features", "direction", "weight_dtype", "precision", "device", NULL};
     static const char *const directions[] = {"forward", "backward_input", "backward_weight", NULL};
     static const char *const weight_dtypes[] = {"float32", "bfloat16", NULL};
     static const char op[] = "linear_workspace";
     struct vgg_state *state = vggpy_state(module);
-    PyObject *rows, *in, *out, *direction_object = NULL, *weight_dtype = NULL;
+    PyObject *rows, *in, *out, *direction_object = NULL, *weight_dtype = NULL, *precision = NULL;
     const char *device_name = "cpu";
     struct device device;
+    struct vgg_linear s = {0};
     uint64_t n, i, o;
     int direction = VGG_FORWARD, narrow = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|O$Os:linear_workspace", names, &rows, &in, &out, &direction_object,
-                                     &weight_dtype, &device_name) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|O$OOs:linear_workspace", names, &rows, &in, &out, &direction_object,
+                                     &weight_dtype, &precision, &device_name) ||
         !vggpy_uint(rows, op, "rows", PTRDIFF_MAX, &n) || !vggpy_uint(in, op, "in_features", PTRDIFF_MAX, &i) ||
         !vggpy_uint(out, op, "out_features", PTRDIFF_MAX, &o) ||
         (direction_object && (direction = vggpy_choice(direction_object, op, "direction", directions)) < 0) ||
         (weight_dtype && (narrow = vggpy_choice(weight_dtype, op, "weight_dtype", weight_dtypes)) < 0) ||
-        !vggpy_device_parse(state, device_name, &device))
+        !vggpy_precision(precision, op, &s.precision) || !vggpy_device_parse(state, device_name, &device))
         return NULL;
     size_t bytes = 0;
-    struct vgg_linear s = {.n = (size_t)n, .in = (size_t)i, .out = (size_t)o, .bfloat16 = narrow != 0};
+    s.n = (size_t)n, s.in = (size_t)i, s.out = (size_t)o, s.bfloat16 = narrow != 0;
     struct vgg_error error = {.status = VGG_OK};
     struct vgg_context context = vggpy_context(device, &error);
     if (device.backend->linear_workspace(&context, &bytes, &s, (enum vgg_direction)direction) != VGG_OK) {

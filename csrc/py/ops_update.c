@@ -31,15 +31,15 @@ static PyObject *py_add(PyObject *module, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO:add_", names, &y, &x))
         return NULL;
     struct call_input in[] = {
-        {.name = "y", .object = y, .dtype = VGG_FLOAT32},
-        {.name = "x", .object = x, .dtype = VGG_FLOAT32},
+        {.name = "y", .object = y, .dtype = VGG_FLOAT32, .map = true},
+        {.name = "x", .object = x, .dtype = VGG_FLOAT32, .map = true},
     };
     const struct vgg_array *a = &in[1].array;
     if (y == Py_None)
         return PyErr_Format(PyExc_TypeError, "add_: y is None; expected a Tensor");
-    if (call_begin(&c, module, "add_", in, 2) && call_check(&c, vgg_expect_dtype("add_", "x", a, VGG_FLOAT32, &c.error)) &&
-        call_output(&c, y, "y", VGG_FLOAT32, a->ndim, a->shape, 0))
-        CALL_RUN(&c, add, c.outputs[0]->data, a->data, vggpy_tensor_bytes(c.outputs[0]) / sizeof(float));
+    if (call_begin(&c, module, "add_", in, 2) && call_check(&c, vgg_expect_map("add_", "x", a, &c.error)) &&
+        call_output(&c, y, "y", a->dtype, a->ndim, a->shape, 0))
+        CALL_RUN(&c, add, c.outputs[0]->data, a->data, vggpy_tensor_bytes(c.outputs[0]) / vgg_dtype_size(a->dtype), a->dtype);
     return end_in_place(&c);
 }
 

@@ -92,7 +92,10 @@ struct vgg_context vggpy_context(struct device device, struct vgg_error *error);
 enum transfer { UPLOAD, DOWNLOAD };
 bool vggpy_transfer(const struct vgg_state *state, struct device device, enum transfer kind, void *to, const void *from,
                     size_t bytes);
-/* The same between any two devices. */
+/* float32 to bfloat16 or back, both on `device`. */
+bool vggpy_convert(const struct vgg_state *state, struct device device, void *to, enum vgg_dtype to_dtype, const void *from,
+                   size_t count);
+/* Moves bytes between any two devices. */
 bool vggpy_copy(const struct vgg_state *state, struct device device, void *to, struct device from_device, const void *from,
                 size_t bytes);
 
@@ -169,8 +172,8 @@ bool vggpy_shape4(PyObject *object, const char *op, const char *name, size_t *sh
 bool vggpy_uint(PyObject *object, const char *op, const char *name, uint64_t max, uint64_t *value);
 /* Index of the string in choices (NULL at the end), or -1 with a ValueError that lists them. */
 int vggpy_choice(PyObject *object, const char *op, const char *name, const char *const *choices);
-/* precision="float32" (also for NULL) or "tf32". */
-bool vggpy_precision(PyObject *object, const char *op, bool *tf32);
+/* precision="float32" (also for NULL), "tf32" or "bf16". */
+bool vggpy_precision(PyObject *object, const char *op, enum vgg_precision *precision);
 PyObject *vggpy_shape_tuple(int ndim, const Py_ssize_t *shape);
 
 /* ------------------------------------------------------------------------------------------------ DLPack (dlpack.c) */
@@ -186,12 +189,13 @@ bool vggpy_is_device_array(PyObject *object);
 
 enum { VGGPY_MAX_INPUTS = 5, VGGPY_MAX_OUTPUTS = 2 };
 
-/* An argument that an operation reads. The binding fills the first four; `array` and `owner` are call_begin's. */
+/* An argument that an operation reads. The binding fills the first five; `array` and `owner` are call_begin's. */
 struct call_input {
     const char *name;
     PyObject *object; /* borrowed from the arguments */
     enum vgg_dtype dtype;
     bool optional; /* None is allowed: array.data is NULL then, and vggpy_given() too */
+    bool map;      /* may be bfloat16 where the device computes with such maps */
     bool given;
     struct vgg_array array;
     PyObject *owner; /* keeps array.data */

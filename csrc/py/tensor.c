@@ -85,12 +85,32 @@ struct tensor *vggpy_tensor_to_device(const struct vgg_state *state, struct tens
     return to;
 }
 
+/* Whether the device itself can make elements of `dtype` on `device` of the tensor's. */
+static bool converts(const struct tensor *from, enum vgg_dtype dtype, struct device device)
+{
+    return vggpy_same_device(from->storage->device, device) &&
+           ((from->dtype == VGG_FLOAT32 && dtype == VGG_BFLOAT16) || (from->dtype == VGG_BFLOAT16 && dtype == VGG_FLOAT32));
+}
+
+static size_t count_of(const struct tensor *tensor)
+{
+    return vggpy_tensor_bytes(tensor) / vgg_dtype_size(tensor->dtype);
+}
+
 /* A new tensor on `device` with a copy of object's elements, cast to dtype (VGG_DTYPE_COUNT: the one of ours that fits). */
 static struct tensor *tensor_copy(const struct vgg_state *state, PyObject *object, const char *op, const char *name,
                                   enum vgg_dtype dtype, struct device device)
 {
     if (vggpy_is_tensor(state, object) && (dtype == VGG_DTYPE_COUNT || dtype == ((struct tensor *)object)->dtype))
         return vggpy_tensor_to_device(state, (struct tensor *)object, device);
+    if (vggpy_is_tensor(state, object) && converts((struct tensor *)object, dtype, device)) {
+        struct tensor *from = (struct tensor *)object;
+        struct vgg_array a = vggpy_tensor_array(from);
+        struct tensor *tensor = vggpy_tensor_new(state, device, dtype, a.ndim, a.shape);
+        if (tensor && !vggpy_convert(state, device, tensor->data, dtype, a.data, count_of(from)))
+            Py_CLEAR(tensor);
+        return tensor;
+    }
     if (!vggpy_is_tensor(state, object) &&
         vggpy_is_device_array(object)) { /* of another library: the copy is made on its device */
         struct tensor *there = vggpy_from_dlpack(state, object);
@@ -368,7 +388,9 @@ static PyObject *tensor_copy_(PyObject *object, PyObject *from)
     PyArrayObject *array = NULL;
     struct tensor *source = vggpy_is_tensor(state, from) ? (struct tensor *)from : NULL;
     struct vgg_array a;
-    bool done = false, direct = source && source->dtype == self->dtype;
+    struct device to = self->storage->device;
+    bool converted = source && converts(source, self->dtype, to);
+    bool done = false, direct = converted || (source && source->dtype == self->dtype);
     if (direct) { /* between devices, or on one: without a pass through NumPy */
         a = vggpy_tensor_array(source);
     } else {
@@ -379,18 +401,20 @@ static PyObject *tensor_copy_(PyObject *object, PyObject *from)
     }
     struct vgg_array own = vggpy_tensor_array(self);
     size_t bytes = vggpy_tensor_bytes(self);
-    struct device to = self->storage->device, host = {state->backends[0], 0};
+    struct device host = {state->backends[0], 0};
     struct device at = direct ? source->storage->device : host;
     if (a.ndim != own.ndim || memcmp(a.shape, own.shape, sizeof(size_t) * (size_t)own.ndim) != 0) {
         char got[128], expected[128];
         PyErr_Format(PyExc_ValueError, "copy_: obj has shape %s; expected %s",
                      vgg_shape_text(got, sizeof(got), a.shape, a.ndim),
                      vgg_shape_text(expected, sizeof(expected), own.shape, own.ndim));
-    } else if (a.data == own.data && vggpy_same_memory(at, to)) {
+    } else if (!converted && a.data == own.data && vggpy_same_memory(at, to)) {
         done = true; /* onto itself */
     } else if ((vggpy_same_device(at, to) || (at.backend->host && to.backend->host)) &&
-               vggpy_overlap(a.data, bytes, own.data, bytes)) {
+               vggpy_overlap(a.data, converted ? vggpy_tensor_bytes(source) : bytes, own.data, bytes)) {
         PyErr_SetString(PyExc_ValueError, "copy_: obj overlaps the tensor");
+    } else if (converted) {
+        done = vggpy_convert(state, to, own.data, self->dtype, a.data, count_of(self));
     } else {
         done = vggpy_copy(state, to, own.data, at, a.data, bytes);
     }

@@ -29,6 +29,7 @@ static const uintptr_t FAR = (uintptr_t)1 << 62;
     X(download) \
     X(copy) \
     X(zero) \
+    X(convert) \
     X(synchronize) \
     X(stream) \
     X(order) \
@@ -290,6 +291,15 @@ static enum vgg_status test_zero(struct vgg_context *ctx, void *data, size_t byt
     FINISH(c, zero, data_host, bytes);
 }
 
+static enum vgg_status test_convert(struct vgg_context *ctx, void *to, enum vgg_dtype to_dtype, const void *from, size_t count)
+{
+    struct call c = begin(ctx, ENTRY_convert);
+    const size_t half = count * sizeof(uint16_t), whole = count * sizeof(float);
+    to = out(&c, "to", to, to_dtype == VGG_BFLOAT16 ? half : whole);
+    from = in(&c, "from", from, to_dtype == VGG_BFLOAT16 ? whole : half);
+    FINISH(c, convert, to, to_dtype, from, count);
+}
+
 static enum vgg_status test_synchronize(struct vgg_context *ctx)
 {
     return begin(ctx, ENTRY_synchronize).status;
@@ -387,7 +397,7 @@ static enum vgg_status test_conv2d_transform(struct vgg_context *ctx, float *tra
     FINISH(c, conv2d_transform, transformed, w, s);
 }
 
-static enum vgg_status test_conv2d(struct vgg_context *ctx, float *y, uint8_t *index, const float *x, const float *w,
+static enum vgg_status test_conv2d(struct vgg_context *ctx, void *y, uint8_t *index, const void *x, const void *w,
                                    const float *b, const struct vgg_conv2d *s)
 {
     struct call c = begin(ctx, ENTRY_conv2d);
@@ -399,8 +409,8 @@ static enum vgg_status test_conv2d(struct vgg_context *ctx, float *y, uint8_t *i
     FINISH(c, conv2d, y, index, x, w, b, s);
 }
 
-static enum vgg_status test_conv2d_backward_input(struct vgg_context *ctx, float *dx, const float *dy, const float *w,
-                                                  const float *y, const uint8_t *index, const struct vgg_conv2d *s)
+static enum vgg_status test_conv2d_backward_input(struct vgg_context *ctx, void *dx, const void *dy, const void *w,
+                                                  const void *y, const uint8_t *index, const struct vgg_conv2d *s)
 {
     struct call c = begin(ctx, ENTRY_conv2d_backward_input);
     dx = OUT(dx, F(conv_x(s)));
@@ -411,9 +421,8 @@ static enum vgg_status test_conv2d_backward_input(struct vgg_context *ctx, float
     FINISH(c, conv2d_backward_input, dx, dy, w, y, index, s);
 }
 
-static enum vgg_status test_conv2d_backward_weight(struct vgg_context *ctx, float *dw, float *db, const float *dy,
-                                                   const float *x, const float *y, const uint8_t *index,
-                                                   const struct vgg_conv2d *s, int beta)
+static enum vgg_status test_conv2d_backward_weight(struct vgg_context *ctx, float *dw, float *db, const void *dy, const void *x,
+                                                   const void *y, const uint8_t *index, const struct vgg_conv2d *s, int beta)
 {
     struct call c = begin(ctx, ENTRY_conv2d_backward_weight);
     dw = beta ? IN(dw, F(conv_w(s))) : OUT(dw, F(conv_w(s)));
@@ -431,7 +440,7 @@ static size_t pool_y(const struct vgg_max_pool2d *s)
     return s->n * pooled(s->h, pool) * pooled(s->w, pool) * s->c;
 }
 
-static enum vgg_status test_max_pool2d(struct vgg_context *ctx, float *y, uint8_t *index, const float *x,
+static enum vgg_status test_max_pool2d(struct vgg_context *ctx, void *y, uint8_t *index, const void *x,
                                        const struct vgg_max_pool2d *s)
 {
     struct call c = begin(ctx, ENTRY_max_pool2d);
@@ -441,7 +450,7 @@ static enum vgg_status test_max_pool2d(struct vgg_context *ctx, float *y, uint8_
     FINISH(c, max_pool2d, y, index, x, s);
 }
 
-static enum vgg_status test_max_pool2d_backward(struct vgg_context *ctx, float *dx, const float *dy, const uint8_t *index,
+static enum vgg_status test_max_pool2d_backward(struct vgg_context *ctx, void *dx, const void *dy, const uint8_t *index,
                                                 const struct vgg_max_pool2d *s)
 {
     struct call c = begin(ctx, ENTRY_max_pool2d_backward);
@@ -451,32 +460,33 @@ static enum vgg_status test_max_pool2d_backward(struct vgg_context *ctx, float *
     FINISH(c, max_pool2d_backward, dx, dy, index, s);
 }
 
-static enum vgg_status test_relu(struct vgg_context *ctx, float *y, const float *x, size_t count)
+static enum vgg_status test_relu(struct vgg_context *ctx, void *y, const void *x, size_t count, enum vgg_dtype dtype)
 {
     struct call c = begin(ctx, ENTRY_relu);
     y = y == x ? IN(y, F(count)) : OUT(y, F(count));
     x = IN(x, F(count));
-    FINISH(c, relu, y, x, count);
+    FINISH(c, relu, y, x, count, dtype);
 }
 
-static enum vgg_status test_relu_backward(struct vgg_context *ctx, float *dx, const float *dy, const float *y, size_t count)
+static enum vgg_status test_relu_backward(struct vgg_context *ctx, void *dx, const void *dy, const void *y, size_t count,
+                                          enum vgg_dtype dtype)
 {
     struct call c = begin(ctx, ENTRY_relu_backward);
     dx = dx == dy ? IN(dx, F(count)) : OUT(dx, F(count));
     dy = IN(dy, F(count));
     y = IN(y, F(count));
-    FINISH(c, relu_backward, dx, dy, y, count);
+    FINISH(c, relu_backward, dx, dy, y, count, dtype);
 }
 
-static enum vgg_status test_add(struct vgg_context *ctx, float *y, const float *x, size_t count)
+static enum vgg_status test_add(struct vgg_context *ctx, void *y, const void *x, size_t count, enum vgg_dtype dtype)
 {
     struct call c = begin(ctx, ENTRY_add);
     y = IN(y, F(count));
     x = IN(x, F(count));
-    FINISH(c, add, y, x, count);
+    FINISH(c, add, y, x, count, dtype);
 }
 
-static enum vgg_status test_lrn(struct vgg_context *ctx, float *y, const float *x, const struct vgg_lrn *s)
+static enum vgg_status test_lrn(struct vgg_context *ctx, void *y, const void *x, const struct vgg_lrn *s)
 {
     struct call c = begin(ctx, ENTRY_lrn);
     y = OUT(y, F(s->rows * s->c));
@@ -484,7 +494,7 @@ static enum vgg_status test_lrn(struct vgg_context *ctx, float *y, const float *
     FINISH(c, lrn, y, x, s);
 }
 
-static enum vgg_status test_lrn_backward(struct vgg_context *ctx, float *dx, const float *dy, const float *x,
+static enum vgg_status test_lrn_backward(struct vgg_context *ctx, void *dx, const void *dy, const void *x,
                                          const struct vgg_lrn *s)
 {
     struct call c = begin(ctx, ENTRY_lrn_backward);
@@ -501,7 +511,7 @@ static enum vgg_status test_linear_workspace(struct vgg_context *ctx, size_t *by
     FINISH(c, linear_workspace, bytes, s, direction);
 }
 
-static enum vgg_status test_linear(struct vgg_context *ctx, float *y, const float *x, const void *w, const float *b,
+static enum vgg_status test_linear(struct vgg_context *ctx, void *y, const void *x, const void *w, const float *b,
                                    const struct vgg_linear *s)
 {
     struct call c = begin(ctx, ENTRY_linear);
@@ -512,7 +522,7 @@ static enum vgg_status test_linear(struct vgg_context *ctx, float *y, const floa
     FINISH(c, linear, y, x, w, b, s);
 }
 
-static enum vgg_status test_linear_backward_input(struct vgg_context *ctx, float *dx, const float *dy, const float *w,
+static enum vgg_status test_linear_backward_input(struct vgg_context *ctx, void *dx, const void *dy, const void *w,
                                                   const struct vgg_linear *s)
 {
     struct call c = begin(ctx, ENTRY_linear_backward_input);
@@ -522,8 +532,8 @@ static enum vgg_status test_linear_backward_input(struct vgg_context *ctx, float
     FINISH(c, linear_backward_input, dx, dy, w, s);
 }
 
-static enum vgg_status test_linear_backward_weight(struct vgg_context *ctx, float *dw, float *db, const float *dy,
-                                                   const float *x, const struct vgg_linear *s, int beta)
+static enum vgg_status test_linear_backward_weight(struct vgg_context *ctx, float *dw, float *db, const void *dy, const void *x,
+                                                   const struct vgg_linear *s, int beta)
 {
     struct call c = begin(ctx, ENTRY_linear_backward_weight);
     dw = beta ? IN(dw, F(s->out * s->in)) : OUT(dw, F(s->out * s->in));
@@ -564,7 +574,7 @@ static enum vgg_status test_euclidean_loss(struct vgg_context *ctx, float *loss,
     FINISH(c, euclidean_loss, loss, dx, x, target, labels, s);
 }
 
-static enum vgg_status test_dropout(struct vgg_context *ctx, float *y, const float *x, const int64_t *rows,
+static enum vgg_status test_dropout(struct vgg_context *ctx, void *y, const void *x, const int64_t *rows,
                                     const struct vgg_dropout *s)
 {
     struct call c = begin(ctx, ENTRY_dropout);
@@ -625,7 +635,7 @@ static enum vgg_status test_augment(struct vgg_context *ctx, float *x, const str
     FINISH(c, augment, x, crops, s);
 }
 
-static enum vgg_status test_unfold(struct vgg_context *ctx, float *y, const float *x, const struct vgg_unfold *s)
+static enum vgg_status test_unfold(struct vgg_context *ctx, void *y, const void *x, const struct vgg_unfold *s)
 {
     struct call c = begin(ctx, ENTRY_unfold);
     y = OUT(y, F(s->n * (s->h - s->size + 1) * (s->w - s->size + 1) * s->size * s->size * s->c));

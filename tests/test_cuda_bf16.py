@@ -1,0 +1,306 @@
+"""precision="bf16" on a CUDA device: maps and weights in bfloat16, sums in float32.
+
+Bounds: the float64 reference gets the inputs as bfloat16 holds them. A result that is added up in float32 errs as in
+tolerance.py,
+and by 2^-8 of its size, the unit of 8 bits, wherever it is stored as bfloat16.
+"""
+
+import numpy as np
+import pytest
+import vggnet as vgg
+from vggnet import _C, ops
+
+import tolerance
+from reference import conv2d, linear, lrn, max_pool2d
+from reference import dropout as dropout_reference
+from reference import unfold as unfold_reference
+from tolerance import assert_exact, assert_within
+
+if not vgg.cuda.is_available():
+    pytest.skip(f"{vgg.cuda.why_not()}", allow_module_level=True)
+
+BF16 = 2.0**-8  # of the size of a value that is rounded to bfloat16
+
+
+def narrow(array):
+    """A bfloat16 tensor on the device, and what it holds as float64."""
+    tensor = vgg.tensor(np.asarray(array, np.float32), device="cuda").to(dtype="bfloat16")
+    return tensor, host(tensor)
+
+
+def normal(rng, *shape):
+    return narrow(rng.standard_normal(shape))
+
+
+def wide(array):
+    return vgg.tensor(np.asarray(array, np.float32), device="cuda")
+
+
+def host(tensor):
+    return tensor.to(dtype="float32").numpy().astype(np.float64)
+
+
+def assert_stored(tensor, expected, bound=0.0, what="result"):
+    """A bfloat16 result: `bound` is of the float32 sum before it was rounded."""
+    assert tensor.dtype == "bfloat16"
+    assert_within(host(tensor), expected, bound + BF16 * (np.abs(expected) + bound) + tolerance.TINY, what)
+
+
+# ---------------------------------------------------------------- conversions
+
+
+def test_conversions_are_the_hosts():
+    """Every upper half, with lower halves on, beside and between what rounds to either side, and NaN."""
+    lower = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
+    values = ((np.arange(1 << 16, dtype=np.uint32) << 16)[:, None] | lower).view(np.float32)
+    here = vgg.tensor(values, dtype="bfloat16")
+    there = vgg.tensor(values, device="cuda").to(dtype="bfloat16")
+    assert there.device == "cuda:0"
+    bits = [t.to("cpu").to(dtype="float32").numpy().view(np.uint32) for t in (here, there)]
+    np.testing.assert_array_equal(*bits)
+    np.testing.assert_array_equal(there.to(dtype="float32").numpy().view(np.uint32), bits[0])
+    kept = vgg.empty(values.shape, "bfloat16", "cuda")
+    version = kept.storage.version
+    kept.copy_(wide(values))
+    assert kept.storage.version == version + 1
+    np.testing.assert_array_equal(kept.to("cpu").to(dtype="float32").numpy().view(np.uint32), bits[0])
+
+
+# ---------------------------------------------------------------- convolution
+
+SHAPES = [  # n, h, w, c, k, kernel_size
+    (2, 6, 5, 8, 16, 3),
+    (1, 5, 7, 3, 8, 3),  # 3 channels, as images have
+    (2, 4, 6, 13, 5, 3),  # nothing is a multiple of 8
+    (3, 3, 4, 16, 8, 1),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_conv2d(rng, shape):
+    n, h, w, c, k, size = shape
+    (x, x64), (weight, w64) = normal(rng, n, h, w, c), normal(rng, k, size, size, c)
+    b64 = rng.standard_normal(k).astype(np.float32).astype(np.float64)
+    b = wide(b64)
+    z, bound = conv2d.forward(x64, w64, b64), tolerance.conv2d_bound(x64, w64, b64)
+    assert_stored(ops.conv2d(x, weight, b, precision="bf16"), z, bound)
+    assert_stored(
+        ops.conv2d(x, weight, precision="bf16"), conv2d.forward(x64, w64), tolerance.conv2d_bound(x64, w64)
+    )
+    full = ops.conv2d(x, weight, b, relu=True, precision="bf16")
+    assert_stored(full, np.maximum(z, 0), bound)
+    for pool in ("floor", "ceil"):
+        y, index = ops.conv2d(x, weight, b, relu=True, pool=pool, precision="bf16")
+        expected, winners = max_pool2d.forward(host(full), pool == "ceil")
+        assert_exact(host(y), expected)
+        np.testing.assert_array_equal(index.numpy(), winners)
+
+
+@pytest.mark.parametrize("masked", ["", "y", "pooled"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_conv2d_gradients(rng, shape, masked):
+    n, h, w, c, k, size = shape
+    (x, x64), (weight, w64) = normal(rng, n, h, w, c), normal(rng, k, size, size, c)
+    options = {}
+    if masked == "y":
+        options = {"y": ops.conv2d(x, weight, relu=True, precision="bf16")}
+    elif masked:
+        y, index = ops.conv2d(x, weight, relu=True, pool=True, precision="bf16")
+        options = {"y": y, "index": index}
+    dy, dy64 = normal(rng, *(options["y"].shape if options else (n, h, w, k)))
+    g = conv2d.fused_gradient(
+        dy64,
+        host(options["y"]) if options else None,
+        options["index"].numpy() if "index" in options else None,
+        x.shape,
+    )
+    dx = ops.conv2d_backward_input(dy, weight, **options, input_shape=x.shape, precision="bf16")
+    assert_stored(dx, conv2d.backward_input(g, w64), tolerance.conv2d_backward_input_bound(g, w64), "dx")
+    sums = ops.conv2d_backward_weight(dy, x, size, **options, precision="bf16")
+    expected = conv2d.backward_weight(g, x64, size)
+    bounds = tolerance.conv2d_backward_weight_bound(g, x64, size)
+    for tensor, value, bound in zip(sums, expected, bounds, strict=True):
+        assert tensor.dtype == "float32"
+        assert_within(tensor.numpy(), value, bound)
+    before = [t.numpy().astype(np.float64) for t in sums]
+    ops.conv2d_backward_weight(dy, x, size, **options, precision="bf16", out=sums, accumulate=True)
+    bounds = tolerance.conv2d_backward_weight_bound(g, x64, size, before=before)
+    for tensor, old, value, bound in zip(sums, before, expected, bounds, strict=True):
+        assert_within(tensor.numpy(), old + value, bound)
+
+
+def test_odd_addresses(rng):
+    """Views of an arena that no engine for 16 bytes may take."""
+    (x, x64), (weight, w64) = normal(rng, 1, 3, 4, 8), normal(rng, 8, 3, 3, 8)
+    arena = vgg.zeros((2 + x.nbytes,), "uint8", "cuda")
+    odd = arena.view(2, x.shape, "bfloat16")
+    odd.copy_(x)
+    y = ops.conv2d(odd, weight, precision="bf16")
+    assert_stored(y, conv2d.forward(x64, w64), tolerance.conv2d_bound(x64, w64))
+
+
+# ---------------------------------------------------------------- linear
+
+
+@pytest.mark.parametrize("logits", [False, True])
+@pytest.mark.parametrize("n, i, o", [(1, 24, 16), (5, 37, 11), (40, 1030, 33)])
+def test_linear(rng, n, i, o, logits):
+    """With float32 results, as logits are, nothing is rounded; their gradient is, before it is multiplied."""
+    (x, x64), (w, w64) = normal(rng, n, i), normal(rng, o, i)
+    b64 = rng.standard_normal(o).astype(np.float32).astype(np.float64)
+    out = vgg.empty((n, o), device="cuda") if logits else None
+    y = ops.linear(x, w, wide(b64), precision="bf16", out=out)
+    z, bound = linear.forward(x64, w64, b64), tolerance.linear_bound(x64, w64, b64)
+    if logits:
+        assert_within(y.numpy(), z, bound)
+    else:
+        assert_stored(y, z, bound)
+        assert_stored(ops.linear(x, w, wide(b64), relu=True, precision="bf16"), np.maximum(z, 0), bound)
+        plain = linear.forward(x64, w64)
+        assert_stored(ops.linear(x, w, precision="bf16"), plain, tolerance.linear_bound(x64, w64))
+    dy32 = rng.standard_normal((n, o)).astype(np.float32)
+    rounded, g = narrow(dy32)
+    dy = wide(dy32) if logits else rounded
+    dx = ops.linear_backward_input(dy, w, precision="bf16")
+    assert_stored(dx, linear.backward_input(g, w64), tolerance.linear_backward_input_bound(g, w64))
+    dw, db = ops.linear_backward_weight(dy, x, precision="bf16")
+    assert (dw.dtype, db.dtype) == ("float32", "float32")
+    dw_bound, db_bound = tolerance.linear_backward_weight_bound(g, x64)
+    assert_within(dw.numpy(), linear.backward_weight(g, x64)[0], dw_bound)
+    entered = dy32.astype(np.float64) if logits else g
+    assert_within(db.numpy(), linear.backward_weight(entered, x64)[1], 2 * db_bound)
+    before = dw.numpy().astype(np.float64)
+    ops.linear_backward_weight(dy, x, precision="bf16", out=(dw, db), accumulate=True)
+    assert_within(
+        dw.numpy(),
+        before + linear.backward_weight(g, x64)[0],
+        dw_bound + tolerance.EPS32 * np.abs(before) * 4,
+    )
+
+
+# ---------------------------------------------------------------- layers without weights
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_max_pool2d(rng, ceil_mode):
+    """Exact, with few distinct values so that many windows have ties; NaN wins."""
+    values = rng.choice(
+        [-np.inf, -1, -0.0, 0.0, 1, 2.5, np.nan], (2, 5, 7, 9), p=[0.1, 0.2, 0.1, 0.2, 0.2, 0.1, 0.1]
+    )
+    x, x64 = narrow(values)
+    y, index = ops.max_pool2d(x, ceil_mode=ceil_mode)
+    expected, winners = max_pool2d.forward(x64, ceil_mode)
+    assert_exact(host(y), expected)
+    np.testing.assert_array_equal(index.numpy(), winners)
+    dy, dy64 = normal(rng, *y.shape)
+    dx = ops.max_pool2d_backward(dy, index, x.shape)
+    assert dx.dtype == "bfloat16"
+    assert_exact(host(dx), max_pool2d.backward(dy64, winners, x.shape))
+
+
+def test_relu_and_add(rng):
+    (x, x64), (dy, dy64) = normal(rng, 5, 77), normal(rng, 5, 77)
+    y = ops.relu(x)
+    assert y.dtype == "bfloat16"
+    assert_exact(host(y), np.maximum(x64, 0))
+    assert_exact(host(ops.relu_backward(dy, y)), np.where(x64 > 0, dy64, 0))
+    assert np.isnan(host(ops.relu(narrow([np.nan, -1])[0]))).tolist() == [True, False]
+    ops.add_(x, dy)
+    assert_stored(x, x64 + dy64, tolerance.EPS32 * np.abs(x64 + dy64))
+
+
+def test_lrn(rng):
+    (x, x64), (dy, dy64) = narrow(20 * rng.standard_normal((2, 3, 12))), normal(rng, 2, 3, 12)
+    y = lrn.forward(x64)
+    assert_stored(ops.lrn(x), y, tolerance.lrn_bound(y))
+    options = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0}
+    assert_stored(
+        ops.lrn_backward(dy, x), lrn.backward(dy64, x64), tolerance.lrn_backward_bound(dy64, x64, **options)
+    )
+
+
+def test_dropout(rng):
+    """The masks of float32; the factor makes one rounding."""
+    (x, x64), rows = normal(rng, 4, 30), np.arange(4) << 32
+    for p in (0.5, 0.3):
+        y = ops.dropout(x, p, 7, rows, 6)
+        expected = dropout_reference.forward(x64, p, 7, rows, 6)
+        assert_stored(y, expected, 2 * tolerance.EPS32 * np.abs(expected))
+        assert_exact(host(ops.dropout_backward(x, p, 7, rows, 6)), host(y))
+    assert_exact(host(ops.dropout(x, 0.0, 7, rows)), x64)
+
+
+def test_unfold(rng):
+    x, x64 = normal(rng, 2, 5, 4, 3)
+    rows = ops.unfold(x, 3)
+    assert rows.dtype == "bfloat16"
+    assert_exact(host(rows), unfold_reference.forward(x64, 3))
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_refusals(rng):
+    """Dtypes that do not fit the precision, each other, or the device."""
+    (x, _), (w, _) = normal(rng, 1, 4, 4, 8), normal(rng, 8, 3, 3, 8)
+    (rows, _), (weights, _) = normal(rng, 2, 5), normal(rng, 3, 5)
+    x32, w32 = (t.to(dtype="float32") for t in (x, w))
+    cases = [
+        (lambda: ops.conv2d(x, w), 'x has dtype bfloat16; expected float32 because precision is "float32"'),
+        (lambda: ops.conv2d(x, w, precision="tf32"), 'expected float32 because precision is "tf32"'),
+        (
+            lambda: ops.conv2d(x32, w, precision="bf16"),
+            'x has dtype float32; expected bfloat16 because precision is "bf16"',
+        ),
+        (lambda: ops.conv2d(x, w32, precision="bf16"), "w has dtype float32; expected bfloat16"),
+        (lambda: ops.conv2d(x, w, out=vgg.empty(x.shape, device="cuda"), precision="bf16"), "out is float32"),
+        (
+            lambda: ops.conv2d_backward_input(x, w32, precision="bf16"),
+            "w has dtype float32; expected bfloat16",
+        ),
+        (
+            lambda: ops.conv2d_backward_weight(x32, x, precision="bf16"),
+            "dy has dtype float32; expected bfloat16",
+        ),
+        (
+            lambda: ops.conv2d_backward_weight(x, x, y=x32, precision="bf16"),
+            "y has dtype float32; expected bfloat16",
+        ),
+        (
+            lambda: ops.linear(rows, weights),
+            'x has dtype bfloat16; expected float32 because precision is "float32"',
+        ),
+        (
+            lambda: ops.linear(rows, weights.to(dtype="float32"), precision="bf16"),
+            "w has dtype float32; expected bfloat16",
+        ),
+        (lambda: ops.relu_backward(rows, rows.to(dtype="float32")), "y has dtype float32; expected bfloat16"),
+        (lambda: ops.lrn_backward(x, x32), "dy has dtype bfloat16; expected float32"),
+        (lambda: ops.softmax(rows), "x has dtype bfloat16; expected float32"),
+        (
+            lambda: ops.cross_entropy(rows, np.zeros(2, np.int64)),
+            "logits has dtype bfloat16; expected float32",
+        ),
+    ]
+    for function, words in cases:
+        with pytest.raises(ValueError) as error:
+            function()
+        assert words in str(error.value)
+    here = x.to("cpu")
+    for function in (
+        lambda: ops.conv2d(here, here, precision="bf16"),
+        lambda: ops.linear(here, here, precision="bf16"),
+        lambda: ops.max_pool2d(here),
+        lambda: ops.lrn(here),
+        lambda: ops.dropout(here, 0.5, 0, np.arange(1)),
+        lambda: ops.unfold(here, 2),
+        lambda: ops.add_(here, here),
+    ):
+        with pytest.raises(
+            ValueError, match='dtype bfloat16; expected float32 because device "cpu" computes in nothing else'
+        ):
+            function()
+    with pytest.raises(
+        ValueError, match=r'precision is \'bfloat16\'; expected one of "float32", "tf32", "bf16"'
+    ):
+        _C.linear_workspace(1, 2, 3, precision="bfloat16")
