@@ -43,7 +43,9 @@ def test_tf32_of_operations(device):
             *(a if isinstance(a, tuple) else (a,) for a in (exact, rounded, sizes)), strict=True
         ):
             assert (np.abs(e.numpy() - r.numpy()) <= (0 if device == "cpu" else TF32) * s.numpy()).all()
-        with pytest.raises(ValueError, match=r"precision is 'half'; expected one of \"float32\", \"tf32\", \"bf16\""):
+        with pytest.raises(
+            ValueError, match=r"precision is 'half'; expected one of \"float32\", \"tf32\", \"bf16\""
+        ):
             operation(*arrays, precision="half")
 
 

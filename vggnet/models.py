@@ -24,7 +24,7 @@ from .configs import (
 )
 from .init import INITS, initialise
 from .rng import Rng
-from .run import FLOAT_BYTES, MemoryPlan, Plan, Precision, Run, as_input, nbytes
+from .run import FLOAT_BYTES, MemoryPlan, Plan, Precision, Run, Step, as_input, map_type, nbytes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -35,7 +35,7 @@ ILSVRC_MEAN = (123.68, 116.779, 103.939)  # RGB, 0..255 scale: of the authors' r
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, which turns an RGB mean into that of gray images
 FORMAT = "vggnet-1"
 WEIGHT_DTYPES = ("float32", "bfloat16")
-PRECISIONS: tuple[Precision, ...] = ("float32", "tf32")
+PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bf16")
 BOX_NUMBERS = 4  # centre x and y, width, height
 HEADS = ("classes", "SCR", "PCR")
 DENSE_MEMORY = 1 << 30  # bytes of maps in one band of a dense pass, unless told otherwise
@@ -68,9 +68,11 @@ class VGG:
         Names of the classes.
     pool_rounding : "floor" | "ceil"
         How odd heights and widths are halved; "ceil" is Caffe's. Only maps of images that are no multiple of 32 differ.
-    precision : "float32" | "tf32"
+    precision : "float32" | "tf32" | "bf16"
         "tf32" allows a GPU's tensor cores, which round the factors of products to 10 bits of fraction, in convolutions and
-        linear layers: see docs/cuda.md. Weights, maps and sums stay float32, and the CPU computes as ever.
+        linear layers: see docs/cuda.md. Weights, maps and sums stay float32, and the CPU computes as ever. "bf16", on CUDA
+        devices only, stores maps and their gradients as bfloat16 and multiplies with weights rounded to it; weights, their
+        gradients, sums, class scores and the loss stay float32.
     device : str
     weight_dtype : "float32" | "bfloat16"
         What the weights of fc6, fc7 and fc8, nine tenths of all, are stored as; "bfloat16" is for inference, see `load`.
@@ -126,6 +128,7 @@ class VGG:
         _check_choice("pool_rounding", pool_rounding, ("floor", "ceil"))
         _check_choice("in_channels", in_channels, (1, 3))
         _check_choice("precision", precision, PRECISIONS)
+        _check_precision("VGG: precision", precision, device)
         _check_choice("weight_dtype", weight_dtype, WEIGHT_DTYPES)
         _check_choice("head", head, HEADS)
         if init is not None:
@@ -194,6 +197,8 @@ class VGG:
         )
         # (layer, algorithm) -> the weights' version, and what conv2d_transform_weights made of it.
         self._transformed: dict[tuple[str, str], tuple[int, _C.Tensor]] = {}
+        # precision "bf16": layer -> the weights' version, and what they are rounded to bfloat16.
+        self._rounded: dict[str, tuple[int, _C.Tensor]] = {}
 
     def __repr__(self) -> str:
         head = "" if self.head == "classes" else f", head={self.head!r}"
@@ -263,6 +268,30 @@ class VGG:
             device=self.device,
             weight_dtype=self.weight_dtype,
             precision=self.precision,
+        )
+
+    def weights_of(self, layer: Layer) -> tuple[_C.Tensor, _C.Tensor]:
+        """A layer's weights, as `precision` multiplies with them, and biases.
+
+        For "bf16" they are rounded once for each change of the weights themselves, which stay float32.
+        """
+        weight, bias = (self.parameters[f"{layer.name}.{kind}"] for kind in ("weight", "bias"))
+        if self.precision != "bf16" or weight.dtype == "bfloat16":
+            return weight, bias
+        version, rounded = self._rounded.get(layer.name, (None, None))
+        if rounded is None or version != weight.storage.version:
+            version = weight.storage.version
+            rounded = weight.to(dtype="bfloat16") if rounded is None else rounded.copy_(weight)
+            self._rounded[layer.name] = version, rounded
+        return rounded, bias
+
+    def _rounded_bytes(self, steps: Iterable[Step]) -> int:
+        """Bytes of the weights that `weights_of` rounds for these steps."""
+        shapes = [(f"{step.layer.name}.weight", step.layer.parameter_shapes) for step in steps]
+        return sum(
+            nbytes(named[name], "bfloat16")
+            for name, named in shapes
+            if self.precision == "bf16" and name in named and self.parameters[name].dtype == "float32"
         )
 
     def transformed_weights(self, layer: Layer, x_shape: Sequence[int]) -> _C.Tensor:
@@ -357,6 +386,8 @@ class VGG:
         def maps(batch: int) -> int:
             plan = self._plan((batch, *shape[1:]), layers, training=training, keep=keep)
             backward = plan.backward_arena(plan.steps, plan.learning(True)).size if training else 0
+            held = sum(rounded.nbytes for _, rounded in self._rounded.values())
+            backward += max(0, self._rounded_bytes(plan.steps) - held)
             return nbytes(plan.shapes["data"]) + plan.forward.size + plan.output_bytes() + backward
 
         error.with_traceback(None)  # whose frames hold what the pass had taken
@@ -377,6 +408,8 @@ class VGG:
 
     def features(self, x: Any, layers: Sequence[str]) -> dict[str, _C.Tensor]:
         """Maps of some layers by name, (N, h, w, c) or (N, width); nothing past the last of them is computed.
+
+        With precision "bf16" those before fc8 are bfloat16: ``map.to(dtype="float32")`` is what NumPy takes.
 
         "conv4_2" is the map before its ReLU, "relu4_2" the one after. Images may have any size unless a layer from fc6 on
         is asked for.
@@ -474,6 +507,8 @@ class VGG:
             bytes_by_purpose["backward"] = backward.size
         elif plan.transformed:
             bytes_by_purpose["transformed weights"] = sum(plan.transformed.values())
+        if self.precision == "bf16":
+            bytes_by_purpose["bfloat16 weights"] = self._rounded_bytes(plan.steps)
         bytes_by_purpose["maps"] = plan.forward.size
         bytes_by_purpose["outputs"] = plan.output_bytes()
         return bytes_by_purpose
@@ -501,6 +536,7 @@ class VGG:
         -------
         (N, h, w, channels)
             For layers from fc6 on h is (height of pool5's map) - input_size / 32 + 1, and channels are `outputs` or fc_width.
+            float32; with precision "bf16" bfloat16 for layers before fc8.
 
         Raises
         ------
@@ -562,7 +598,7 @@ class VGG:
             raise MemoryError(
                 f"dense: memory is {memory} bytes; one band of an image {x.shape[1:]} takes {cost(1)} bytes"
             )
-        result = _C.empty(whole.shapes[layer], device=self.device)
+        result = _C.empty(whole.shapes[layer], whole.dtype(layer), self.device)
         for image in range(n):
             for first in range(0, end, count):
                 last = min(first + count, end)
@@ -584,8 +620,8 @@ class VGG:
         n, height, width, channels = pool5.shape
         side = self.input_size // STRIDE
         h, w = height - side + 1, width - side + 1
-        result = _C.empty((n, h, w, outputs), device=self.device)
-        row_bytes = w * nbytes((side, side, channels))
+        result = _C.empty((n, h, w, outputs), map_type(layer, self.precision), self.device)
+        row_bytes = w * nbytes((side, side, channels), pool5.dtype)
         together = max(1, min(n, memory // (h * row_bytes)))
         count = max(1, min(h, memory // row_bytes))
         for image in range(0, n, together):
@@ -595,12 +631,11 @@ class VGG:
                 x = ops.unfold(_rows(pool5, image, first, last + side - 1, images), side)
                 for step in head:  # dropout changes nothing here, and ReLUs are part of what lies before them
                     if step.kind == "linear":
-                        weight, bias = (
-                            self.parameters[f"{step.name}.weight"],
-                            self.parameters[f"{step.name}.bias"],
-                        )
+                        weight, bias = self.weights_of(step)
                         relu = step.name.replace("fc", "relu") in relus
-                        x = ops.linear(x, weight, bias, relu=relu, precision=self.precision)
+                        shape, dtype = (x.shape[0], step.outputs), map_type(step.name, self.precision)
+                        y = _C.empty(shape, dtype, self.device)
+                        x = ops.linear(x, weight, bias, relu=relu, precision=self.precision, out=y)
                     elif step.kind == "softmax":
                         x = ops.softmax(x)
                 to = _rows(result, image, first, last, images)
@@ -747,8 +782,8 @@ def load(
         names are dropped; all other weights are the file's. The logger "vggnet" tells.
     format : str, optional
         A name of `vggnet.convert.FORMATS`, for a suffix that doesn't tell.
-    precision : "float32" | "tf32", optional
-        As in `VGG`; the file's unless it is given.
+    precision : "float32" | "tf32" | "bf16", optional
+        As in `VGG`; the file's unless it is given, which must be where the file's is "bf16" and the device is the CPU.
 
     Raises
     ------
@@ -792,6 +827,8 @@ def load(
         arguments |= {"num_classes": num_classes, "classes": None}
     if precision is not None:
         arguments["precision"] = precision
+    source = os.fspath(path) if precision is None else "load"
+    _check_precision(f"{source}: precision", arguments.get("precision", "float32"), device)
     try:
         model = VGG(**arguments, init=None, device=device, weight_dtype=weight_dtype)
     except (TypeError, ValueError) as error:
@@ -805,9 +842,9 @@ def load(
 def _rows(x: _C.Tensor, image: int, first: int, last: int, images: int = 1) -> _C.Tensor:
     """Rows first..last-1 of one image of (N, H, W, C), as (1, last - first, W, C); several images only with all their rows."""
     _, height, width, channels = x.shape
-    row = nbytes((width, channels))
+    row = nbytes((width, channels), x.dtype)
     offset = (image * height + first) * row
-    return x.view(offset, (images, last - first, width, channels), "float32")
+    return x.view(offset, (images, last - first, width, channels), x.dtype)
 
 
 def _copy_band(
@@ -824,8 +861,16 @@ def _copy_band(
 def _pixels(x: _C.Tensor, image: int, row: int, first: int, count: int) -> _C.Tensor:
     """So many pixels of one row of one image of (N, H, W, C), as (count, C)."""
     _, height, width, channels = x.shape
-    offset = ((image * height + row) * width + first) * nbytes((channels,))
-    return x.view(offset, (count, channels), "float32")
+    offset = ((image * height + row) * width + first) * nbytes((channels,), x.dtype)
+    return x.view(offset, (count, channels), x.dtype)
+
+
+def _check_precision(what: str, precision: Precision, device: str) -> None:
+    if precision == "bf16" and not device.startswith("cuda"):
+        raise ValueError(
+            f"{what} is 'bf16', which device {device!r} does not compute in; expected a CUDA device, or precision='float32' "
+            f"(--precision float32). For less memory on the CPU load with weight_dtype='bfloat16'"
+        )
 
 
 def _check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:

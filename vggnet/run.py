@@ -19,16 +19,23 @@ from .configs import Layer, pooled
 from .rng import Purpose, Rng
 
 FLOAT_BYTES = 4
+ITEM_BYTES = {"float32": FLOAT_BYTES, "bfloat16": 2, "uint8": 1}
 ALIGNMENT = 64  # of every slot in an arena, bytes
 
 Shape = tuple[int, ...]
-Precision = Literal["float32", "tf32"]
+Precision = Literal["float32", "tf32", "bf16"]
+MapType = Literal["float32", "bfloat16"]
 Watch = Callable[[Layer, str], None]  # called after each operation with its layer and direction
 
 
-def nbytes(shape: Sequence[int]) -> int:
-    """Bytes of a float32 tensor of that shape."""
-    return math.prod(shape) * FLOAT_BYTES
+def nbytes(shape: Sequence[int], dtype: str = "float32") -> int:
+    """Bytes of a tensor of that shape."""
+    return math.prod(shape) * ITEM_BYTES[dtype]
+
+
+def map_type(name: str, precision: Precision) -> MapType:
+    """What the map of a layer, and its gradient, is stored as: class scores and what follows them stay float32."""
+    return "bfloat16" if precision == "bf16" and name not in ("fc8", "prob") else "float32"
 
 
 def aligned(size: int) -> int:
@@ -80,7 +87,7 @@ class Arena:
     def add(self, name: str, shape: Shape, dtype: str = "float32") -> None:
         """Give a map a place of its own."""
         self.slots[name] = (self.size, shape, dtype)
-        self.size += aligned(math.prod(shape) * (FLOAT_BYTES if dtype == "float32" else 1))
+        self.size += aligned(nbytes(shape, dtype))
 
     def share(self, name: str, shape: Shape, dtype: str, buffer: str) -> None:
         """Let a map lie in a buffer that was added before."""
@@ -201,6 +208,10 @@ class Plan:
                 break
         return head
 
+    def dtype(self, name: str) -> MapType:
+        """What a map is stored as."""
+        return map_type(name, self.precision)
+
     def shape_of(self, step: Step, name: str) -> Shape:
         """The shape of a map as `step` sees it: of a chunk of the batch, in the head."""
         n, *rest = self.shapes[name]
@@ -240,6 +251,7 @@ class Plan:
                 layer.outputs,
                 direction,  # type: ignore[arg-type]
                 weight_dtype=self.weight_dtype,  # type: ignore[arg-type]
+                precision=self.precision,
                 device=self.device,
             )
         return 0
@@ -248,25 +260,27 @@ class Plan:
         return step.pool or step.layer.kind == "pool"
 
     def _forward_arena(self) -> Arena:
-        """Maps in one arena: with `keep` each its own place, else two buffers in turn. Taps are tensors of their own."""
+        """Maps in one arena: with `keep` each its own place, else two buffers in turn. Taps are tensors of their own.
+
+        The input, which comes as float32, is rounded to what the first layer reads.
+        """
         arena = Arena()
+        first = ["data"] if self.dtype("data") == "bfloat16" else []
         index_shapes = {
             step.result: self.shape_of(step, step.result) for step in self.steps if self._pools(step)
         }
         if self.keep:
-            for step in self.steps:
-                if step.result not in self.taps:
-                    arena.add(step.result, self.shapes[step.result])
+            for name in [*first, *(step.result for step in self.steps)]:
+                if name not in self.taps:
+                    arena.add(name, self.shapes[name], self.dtype(name))
             for name, shape in index_shapes.items():
                 arena.add(f"{name}.index", shape, "uint8")
         else:
             inside = self.steps[: max(self.head - 1, 0)]  # the head's last map is the whole batch's
             self._share(arena, "head", {step.result: self.shape_of(step, step.result) for step in inside})
-            outside = self.steps[len(inside) :]
+            outside = [*first, *(step.result for step in self.steps[len(inside) :])]
             self._share(
-                arena,
-                "buffer",
-                {step.result: self.shapes[step.result] for step in outside if step.result not in self.taps},
+                arena, "buffer", {name: self.shapes[name] for name in outside if name not in self.taps}
             )
             arena.add("index", (max(map(math.prod, index_shapes.values()), default=0),), "uint8")
             for name, shape in index_shapes.items():
@@ -278,10 +292,10 @@ class Plan:
     def _share(self, arena: Arena, name: str, shapes: Mapping[str, Shape]) -> None:
         """Give consecutive maps two buffers in turn."""
         for turn in (0, 1):
-            sizes = [math.prod(shape) for shape in list(shapes.values())[turn::2]]
-            arena.add(f"{name}{turn}", (max(sizes, default=0),))
+            sizes = [nbytes(shape, self.dtype(result)) for result, shape in list(shapes.items())[turn::2]]
+            arena.add(f"{name}{turn}", (max(sizes, default=0),), "uint8")
         for number, (result, shape) in enumerate(shapes.items()):
-            arena.share(result, shape, "float32", f"{name}{number % 2}")
+            arena.share(result, shape, self.dtype(result), f"{name}{number % 2}")
 
     def learning(self, weights: bool | Collection[str]) -> list[Step]:
         """The steps whose weights get gradients: all that have weights, none, or those of the layers named."""
@@ -301,7 +315,8 @@ class Plan:
         gradients of their weights, too."""
         arena = Arena()
         # From the last step on, whose gradient goes to buffer 0, as `_Backward.buffer` takes them.
-        sizes = [math.prod(self.shapes[step.source]) for step in reversed(steps[1:])]
+        sources = [step.source for step in reversed(steps[1:])]
+        sizes = [nbytes(self.shapes[name], self.dtype(name)) for name in sources]
         scratch = max(
             (
                 self.workspace(step, direction)
@@ -311,14 +326,15 @@ class Plan:
             ),
             default=0,
         )
-        arena.add("buffer0", (max(sizes[0::2], default=0),))
-        arena.add("buffer1", (max(sizes[1::2], default=0),))
+        arena.add("buffer0", (max(sizes[0::2], default=0),), "uint8")
+        arena.add("buffer1", (max(sizes[1::2], default=0),), "uint8")
         arena.add("workspace", (scratch,), "uint8")
         return arena
 
     def output_bytes(self) -> int:
         """Bytes of the maps that are handed to the caller."""
-        return sum(nbytes(self.shapes[tap]) for tap in dict.fromkeys(self.resolve(tap) for tap in self.taps))
+        taps = dict.fromkeys(self.resolve(tap) for tap in self.taps)
+        return sum(nbytes(self.shapes[tap], self.dtype(tap)) for tap in taps)
 
     def resolve(self, name: str) -> str:
         """The map that stands for layer `name`."""
@@ -346,7 +362,9 @@ class Run:
         for tap in plan.taps:
             name = plan.resolve(tap)
             if name not in self._maps:
-                self._maps[name] = _C.empty(plan.shapes[name], device=plan.device)
+                self._maps[name] = _C.empty(plan.shapes[name], plan.dtype(name), plan.device)
+        if "data" in arena:
+            self._maps["data"] = arena["data"].copy_(x)
         slots = arena | self._maps
         head = plan.steps[: plan.head]
         for first in range(0, x.shape[0], plan.chunk) if head else ():
@@ -360,8 +378,7 @@ class Run:
     # ---------------------------------------------------------------- forward
 
     def _weights(self, layer: Layer) -> tuple[_C.Tensor, _C.Tensor]:
-        parameters = self._model.parameters
-        return parameters[f"{layer.name}.weight"], parameters[f"{layer.name}.bias"]
+        return self._model.weights_of(layer)  # type: ignore[no-any-return]
 
     def _weight_versions(self) -> list[int]:
         return [tensor.storage.version for tensor in self._model.parameters.values()]
@@ -540,7 +557,7 @@ class Run:
                     f"backward: no gradient can enter at {name!r}; expected one of "
                     f"{', '.join(n for n in self.layer_names if n != 'prob')}"
                 )
-            tensor = as_input(gradient, plan.device)
+            tensor = as_input(gradient, plan.device, plan.dtype(plan.resolve(name)))
             if tensor.shape != plan.shapes[name]:
                 raise ValueError(
                     f"backward: the gradient of {name!r} has shape {tensor.shape}; "
@@ -585,10 +602,10 @@ class _Backward:
         self.buffers = [views["buffer1"], views["buffer0"]]
         self.workspace = views["workspace"]
 
-    def buffer(self, shape: Shape) -> Any:
-        """The buffer that does not hold the current gradient."""
+    def buffer(self, name: str) -> Any:
+        """A place for a map's gradient: in the buffer that does not hold the current one."""
         self.buffers.reverse()
-        return self.buffers[0].view(0, shape, "float32")
+        return self.buffers[0].view(0, self.plan.shapes[name], self.plan.dtype(name))
 
     def walk(self, input: bool) -> _C.Tensor | None:
         """Go from the last step to the first; returns the input's gradient if asked for."""
@@ -599,8 +616,12 @@ class _Backward:
             further = step is not self.steps[0]
             dx = None
             if further or input:
-                shape = self.plan.shapes[step.source]
-                dx = self.buffer(shape) if further else _C.empty(shape, device=self.plan.device)
+                source, plan = step.source, self.plan
+                dx = (
+                    self.buffer(source)
+                    if further
+                    else _C.empty(plan.shapes[source], plan.dtype(source), plan.device)
+                )
             if d is not None or any(name in self.given for name in step.covers):
                 self.step(step, d, owned, dx)
             else:
@@ -723,7 +744,7 @@ class _Backward:
 
 def images(x: _C.Tensor, first: int, last: int) -> _C.Tensor:
     """Images first..last-1 of a batch, in place."""
-    image = math.prod(x.shape[1:]) * (1 if x.dtype == "uint8" else FLOAT_BYTES)
+    image = nbytes(x.shape[1:], x.dtype)
     return x.view(first * image, (last - first, *x.shape[1:]), x.dtype)
 
 
@@ -736,8 +757,8 @@ def _purpose(layer: Layer) -> Purpose:
     return {"drop6": Purpose.DROP6, "drop7": Purpose.DROP7}[layer.name]
 
 
-def as_input(x: Any, device: str) -> _C.Tensor:
-    """A float32 tensor on `device`: `x` itself when it is one, else a copy that the caller can't change any more."""
+def as_input(x: Any, device: str, dtype: MapType = "float32") -> _C.Tensor:
+    """A tensor of that dtype on `device`: `x` itself when it is one, else a copy that the caller can't change any more."""
     if isinstance(x, _C.Tensor):
-        return x.to(device=device, dtype="float32")
-    return _C.tensor(np.asarray(x) if isinstance(x, (list, tuple)) else x, dtype="float32", device=device)
+        return x.to(device=device, dtype=dtype)
+    return _C.tensor(np.asarray(x) if isinstance(x, (list, tuple)) else x, dtype=dtype, device=device)

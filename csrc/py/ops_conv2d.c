@@ -67,8 +67,9 @@ PyDoc_STRVAR(
     "    Then pool, as max_pool2d; True is \"floor\".\n"
     "algorithm : {\"auto\", \"direct\", \"winograd2\", \"winograd4\", \"winograd6\"}\n"
     "    That one, or an error. \"auto\" is what conv2d_algorithm tells.\n"
-    "precision : {\"float32\", \"tf32\"}\n"
+    "precision : {\"float32\", \"tf32\", \"bf16\"}\n"
     "    \"tf32\": a GPU may round the factors of products to 10 bits of fraction, for its tensor cores.\n"
+    "    \"bf16\", on CUDA only: x, w and the result are bfloat16 Tensors, b and all sums float32.\n"
     "transformed : Tensor, optional\n"
     "    What conv2d_transform_weights made of w: saves time where w is used again.\n"
     "out : Tensor, or (Tensor, Tensor) with pool, optional\n"
@@ -178,7 +179,7 @@ PyDoc_STRVAR(conv2d_backward_input_doc,
              "input_shape : (N, H, W, C), optional\n"
              "    Of x; needed with index.\n"
              "algorithm, precision, workspace\n"
-             "    As in conv2d.\n"
+             "    As in conv2d; with \"bf16\" dy, w, y and the result are bfloat16.\n"
              "out : Tensor, optional\n\n"
              "Returns\n-------\n"
              "Tensor\n"
@@ -229,7 +230,7 @@ PyDoc_STRVAR(conv2d_backward_weight_doc,
              "x : (N, H, W, C) float32\n"
              "kernel_size : {1, 3}\n"
              "y, index, algorithm, precision, workspace\n"
-             "    As in conv2d_backward_input.\n"
+             "    As in conv2d_backward_input; with \"bf16\" dy, x and y are bfloat16, the results float32 as ever.\n"
              "out : (Tensor, Tensor), optional\n"
              "    dw and db.\n"
              "accumulate : bool\n"
@@ -285,7 +286,8 @@ static PyObject *py_conv2d_backward_weight(PyObject *module, PyObject *args, PyO
 static bool shape_from_sizes(struct vgg_conv2d *s, const struct vgg_state *state, const char *op, PyObject *x_shape,
                              PyObject *w_shape)
 {
-    struct vgg_array x = {.dtype = VGG_FLOAT32, .ndim = 4}, w = {.dtype = VGG_FLOAT32, .ndim = 4};
+    const enum vgg_dtype dtype = vgg_precision_dtype(s->precision);
+    struct vgg_array x = {.dtype = dtype, .ndim = 4}, w = {.dtype = dtype, .ndim = 4};
     struct vgg_error error = {.status = VGG_OK};
     if (!vggpy_shape4(x_shape, op, "x_shape", x.shape) || !vggpy_shape4(w_shape, op, "w_shape", w.shape))
         return false;

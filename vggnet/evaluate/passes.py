@@ -207,7 +207,7 @@ def dense_maps(
                 for flip in range(flips):
                     image = images[row]
                     np.subtract(image[:, ::-1] if flip else image, mean, out=x[flips * i + flip])
-            maps = model.dense(x, layer=layer, memory=memory).numpy()
+            maps = model.dense(x, layer=layer, memory=memory).to(dtype="float32").numpy()
             yield part, maps.reshape(len(part), flips, *maps.shape[1:])
 
 

@@ -57,6 +57,6 @@ def diverged(loss: float, iteration: int, epoch: int, lr: float) -> str:
 def dead_layers(model: VGG, x: Tensor) -> list[str]:
     """ReLU layers with most of their channels zero for all images of `x`, with the share."""
     relus = [name for name in model.layer_names if name.startswith("relu")]
-    maps = model.features(x, relus)
-    dead = {name: np.mean(~map.numpy().reshape(-1, map.shape[-1]).any(axis=0)) for name, map in maps.items()}
+    maps = {name: map.to(dtype="float32").numpy() for name, map in model.features(x, relus).items()}
+    dead = {name: np.mean(~map.reshape(-1, map.shape[-1]).any(axis=0)) for name, map in maps.items()}
     return [f"{name} ({100 * share:.0f} %)" for name, share in dead.items() if share > 0.5]
