@@ -127,8 +127,10 @@ class Work:
     least_bytes: int
 
 
-def _parameter_bytes(plan: Plan, layer: Layer, *, bias: bool) -> int:
-    narrow = layer.kind == "linear" and plan.weight_dtype == "bfloat16"
+def _parameter_bytes(plan: Plan, layer: Layer, *, bias: bool, gradient: bool = False) -> int:
+    """Of a layer's weights as they are multiplied, or of their gradient."""
+    linear = layer.kind == "linear" and plan.weight_dtype == "bfloat16"
+    narrow = not gradient and (linear or plan.precision == "bf16")
     return sum(
         nbytes(shape) // (2 if narrow and name.endswith("weight") else 1)
         for name, shape in layer.parameter_shapes.items()
@@ -141,7 +143,11 @@ def work(plan: Plan, step: Step, direction: Direction) -> Work:
     layer = step.layer
     x_shape, y_shape = plan.shapes[step.source], plan.shapes[step.result]
     moved = (
-        nbytes(x_shape) + nbytes(y_shape) + _parameter_bytes(plan, layer, bias=direction != "backward_input")
+        nbytes(x_shape, plan.dtype(step.source))
+        + nbytes(y_shape, plan.dtype(step.result))
+        + _parameter_bytes(
+            plan, layer, bias=direction != "backward_input", gradient=direction == "backward_weight"
+        )
     )
     if layer.kind == "conv":
         w_shape = layer.parameter_shapes[f"{layer.name}.weight"]

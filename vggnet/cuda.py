@@ -22,8 +22,9 @@ from ._C import DeviceError
 RUNTIME = "libcudart.so.13"
 # Each finds those it needs among the ones opened before it.
 LIBRARIES = ("libcublasLt.so.13", "libcublas.so.13", "libcudnn.so.9")
-# Multiply-adds of a multiprocessor in a clock, by compute capability: float32, and TF32 in tensor cores without sparsity. Of
-# NVIDIA's tuning guides and white papers; a later capability than those here counts as the last one before it.
+# Multiply-adds of a multiprocessor in a clock, by compute capability: float32, and TF32 in tensor cores without sparsity;
+# bfloat16 has twice TF32's. Of NVIDIA's tuning guides and white papers; a later capability than those here counts as the last
+# one before it.
 RATES = {
     (7, 5): (64, 64),
     (8, 0): (64, 512),
@@ -99,8 +100,8 @@ def properties(device: str = "cuda") -> dict[str, Any]:
     -------
     dict
         "name", "capability" (major, minor), "multiprocessors", "clock" in Hz, "bandwidth" of its memory in bytes a second,
-        "memory" in bytes; "driver" and "runtime", CUDA's versions as 1000 major + 10 minor; and "float32" and "tf32", the
-        peaks in FLOP/s that follow from these. An emulator has a clock, and so peaks, of 0.
+        "memory" in bytes; "driver" and "runtime", CUDA's versions as 1000 major + 10 minor; and "float32", "tf32" and "bf16",
+        the peaks in FLOP/s that follow from these. An emulator has a clock, and so peaks, of 0.
 
     Raises
     ------
@@ -111,7 +112,7 @@ def properties(device: str = "cuda") -> dict[str, Any]:
     found: dict[str, Any] = _backend.properties(_index(device))
     known = max((cc for cc in RATES if cc <= found["capability"]), default=min(RATES))
     rates = [2.0 * rate * found["multiprocessors"] * found["clock"] for rate in RATES[known]]
-    return found | {"float32": rates[0], "tf32": rates[1]}
+    return found | {"float32": rates[0], "tf32": rates[1], "bf16": 2 * rates[1]}
 
 
 def record(device: str = "cuda") -> Any:

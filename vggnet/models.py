@@ -505,6 +505,8 @@ class VGG:
             bytes_by_purpose["momentum"] = learnt
             bytes_by_purpose["loss"] = FLOAT_BYTES + plan.output_bytes()
             bytes_by_purpose["backward"] = backward.size
+            if not self.device.startswith("cpu") and any(s.layer.kind == "dropout" for s in plan.steps):
+                bytes_by_purpose["dropout rows"] = 8 * batch  # int64, moved to the device for a call
         elif plan.transformed:
             bytes_by_purpose["transformed weights"] = sum(plan.transformed.values())
         if self.precision == "bf16":

@@ -211,8 +211,8 @@ def precision_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--precision",
         choices=("float32", "tf32", "bf16"),
-        help="tf32: a GPU may round the factors of products to 10 bits, for its tensor cores; bf16, on GPUs only: maps, and the "
-        "weights that they are multiplied with, have 8 bits (default: the model's, float32)",
+        help="tf32: a GPU may round the factors of products to 10 bits, for its tensor cores; bf16, on GPUs only: maps, and "
+        "the weights that they are multiplied with, have 8 bits (default: the model's, float32)",
     )
 
 
