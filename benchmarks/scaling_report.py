@@ -20,7 +20,7 @@ GOALS = {"speedup": 1.94, "averaging": 0.03}  # of 2 replicas on 2 cores, net D,
 TITAN = Gpu(
     "GTX Titan Black",
     5.12e12,
-    5.12e12,
+    0.0,
     336e9,
     "NVIDIA GeForce GTX TITAN Black specifications: 2880 cores, 889 MHz",
 )
@@ -354,7 +354,8 @@ def hardware_table() -> str:
     """Markdown: published figures."""
     lines = [_line(["published", "figures", "source"]), _rule(3, 3)]
     for gpu in (TITAN, *GPUS):
-        text = f"{gpu.float32 * 1e-12:g} TFLOP/s float32, {gpu.tf32 * 1e-12:g} TF32, {gpu.bandwidth * 1e-9:g} GB/s"
+        text = f"{gpu.float32 * 1e-12:g} TFLOP/s float32, "
+        text += f"{gpu.tf32 * 1e-12:g} TF32, " * bool(gpu.tf32) + f"{gpu.bandwidth * 1e-9:g} GB/s"
         lines.append(_line([gpu.name, text, gpu.source]))
     for link in LINKS:
         text = f"{link.bandwidth * 1e-9:g} GB/s each way; {link.latency * 1e6:g} µs a message (assumed)"
@@ -369,19 +370,19 @@ def chart(path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(7.6, 3.2), layout="constrained")
     for network in NETWORKS:
         levels = [[Level(count, used(network))] for count in MACHINES]
         shares = [100 * predicted(A100, "tf32", level, strong=False) / level[0].count for level in levels]
         axes.plot([1, *MACHINES], [100, *shares], marker=".", label=network.name)
-    axes.plot([4], [100 * PAPER_SPEEDUP / 4], "k*", label="the paper: 3.75 on 4 GPUs of one machine")
+    axes.plot([4], [100 * PAPER_SPEEDUP / 4], "k*", label="the paper: 3.75 on\n4 GPUs of one machine")
     axes.set_xscale("log", base=2)
     axes.set_xticks([1, *MACHINES], list(map(str, [1, *MACHINES])))
     axes.set(
         xlabel="machines with one A100 each, TF32 at half its roofline", ylabel="% of linear", ylim=(0, 103)
     )
     axes.set_title("Predicted: net D, 64 images each", fontsize=10)
-    axes.legend(fontsize=7, loc="lower left")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=90)
     pyplot.close(figure)
 
