@@ -56,6 +56,7 @@ SILENT = {  # what the paper leaves open, with the values that change nothing or
     "lr_multipliers": {},
     "holdout": 0.1,
     "stuck_iterations": 500,
+    "compress": None,
     "seed": 0,
 }
 STAGE_TABLE = [  # stage, net, S, lr, starts from
