@@ -19,6 +19,8 @@ from vggnet.bench import Direction, Work, work
 from vggnet.configs import CONFIGS, layers_of
 from vggnet.run import Plan, nbytes
 
+from .measure import write_section
+
 BEGIN, END = "<!-- python -m benchmarks roofline: begin -->", "<!-- end -->"
 
 
@@ -171,10 +173,8 @@ def main(arguments: list[str]) -> int:
     if options.update is None:
         print(written)
         return 0
-    page = options.update.read_text(encoding="utf-8")
-    before, found, rest = page.partition(BEGIN)
-    if not found or END not in rest:
-        parser.error(f"{options.update} has no {BEGIN} ... {END}")
-    after = rest[rest.index(END) :]
-    options.update.write_text(f"{before}{BEGIN}\n\n{written}\n\n{after}", encoding="utf-8")
+    try:
+        write_section(options.update, BEGIN, END, written)
+    except ValueError as error:
+        parser.error(str(error))
     return 0

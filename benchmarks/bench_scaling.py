@@ -29,7 +29,7 @@ from vggnet.checkpoint import replace_file
 from vggnet.configs import CONFIGS
 
 from . import scaling_report as tables
-from .measure import commit
+from .measure import commit, write_section
 from .scaling_hosts import two_hosts
 from .scaling_report import GOALS, gains
 from .scaling_steps import PARTS, Steps, measure
@@ -185,11 +185,9 @@ def _report(options: argparse.Namespace) -> int:
     if options.update is None:
         print(text)
         return 0
-    page = options.update.read_text(encoding="utf-8")
-    before, found, rest = page.partition(BEGIN)
-    if not found or END not in rest:
-        print(f"{options.update} has no {BEGIN} ... {END}", file=sys.stderr)
+    try:
+        write_section(options.update, BEGIN, END, text)
+    except ValueError as error:
+        print(error, file=sys.stderr)
         return 2
-    after = rest[rest.index(END) :]
-    options.update.write_text(f"{before}{BEGIN}\n\n{text}\n\n{after}", encoding="utf-8")
     return 0

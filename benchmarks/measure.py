@@ -46,3 +46,18 @@ def commit() -> str:
 def origin() -> dict[str, str]:
     """Where figures come from, beside the machine: commit and command."""
     return {"commit": commit(), "command": "python -m benchmarks " + " ".join(sys.argv[1:])}
+
+
+def write_section(path: Path, begin: str, end: str, text: str) -> None:
+    """Put `text` between two lines of a page in place of what is there.
+
+    Raises
+    ------
+    ValueError
+        If the page lacks them.
+    """
+    page = path.read_text(encoding="utf-8")
+    before, found, rest = page.partition(begin)
+    if not found or end not in rest:
+        raise ValueError(f"{path} has no {begin} ... {end}")
+    path.write_text(f"{before}{begin}\n\n{text}\n\n{rest[rest.index(end) :]}", encoding="utf-8")
