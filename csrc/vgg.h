@@ -247,6 +247,7 @@ enum vgg_status vgg_euclidean_loss_check(struct vgg_euclidean *s, const struct v
  *            x[2i] = r cos a,   x[2i + 1] = r sin a
  *            ln, cos and sin are the polynomials of ops/random.c in float32, every operation rounded, in its order.
  */
+enum vgg_status vgg_random_check(const char *op, size_t count, float scale, struct vgg_error *error);
 struct vgg_dropout {
     size_t n, c;
     float p;
@@ -409,6 +410,53 @@ struct vgg_backend {
     enum vgg_status (*random_uniform)(struct vgg_context *ctx, float *x, size_t count, float scale, uint64_t seed,
                                       uint32_t purpose);
 };
+
+/* X(entry) for every one of them, so that a backend whose functions are called prefix_entry need not list them:
+ *   #define X(entry) __typeof__(*vgg_cpu_backend.entry) prefix_##entry;
+ * declares them, and in the table's initializer
+ *   #define X(entry) .entry = prefix_##entry,
+ * fills them in. */
+#define VGG_BACKEND_ENTRIES(X) \
+    X(device_count) \
+    X(allocate) \
+    X(release) \
+    X(upload) \
+    X(download) \
+    X(copy) \
+    X(zero) \
+    X(convert) \
+    X(synchronize) \
+    X(stream) \
+    X(order) \
+    X(memory_stats) \
+    X(reset_peak) \
+    X(conv2d_workspace) \
+    X(conv2d_transformed_bytes) \
+    X(conv2d_transform) \
+    X(conv2d) \
+    X(conv2d_backward_input) \
+    X(conv2d_backward_weight) \
+    X(max_pool2d) \
+    X(max_pool2d_backward) \
+    X(relu) \
+    X(relu_backward) \
+    X(add) \
+    X(lrn) \
+    X(lrn_backward) \
+    X(linear_workspace) \
+    X(linear) \
+    X(linear_backward_input) \
+    X(linear_backward_weight) \
+    X(softmax) \
+    X(cross_entropy) \
+    X(euclidean_loss) \
+    X(dropout) \
+    X(sgd) \
+    X(average) \
+    X(augment) \
+    X(unfold) \
+    X(random_normal) \
+    X(random_uniform)
 
 extern const struct vgg_backend vgg_cpu_backend;
 

@@ -39,12 +39,11 @@ enum vgg_status vgg_cuda_fail(struct vgg_context *ctx, cudaError_t error, const 
 
 /* ------------------------------------------------------------------------------------------------ devices (device.c) */
 
-int vgg_cuda_count(void); /* usable devices; 0 before vgg_cuda_open */
 /* Makes ctx's device the thread's and tells the stream that its work goes to. */
 enum vgg_status vgg_cuda_enter(struct vgg_context *ctx, cudaStream_t *stream);
 /* The calling thread's stream of a device; NULL is the legacy default. */
 void vgg_cuda_set_stream(int device, cudaStream_t stream);
-cudaStream_t vgg_cuda_stream(int device);
+cudaStream_t vgg_cuda_current_stream(int device);
 
 /* ------------------------------------------------------------------------------------------------ launches (.cu files)
  *

@@ -111,12 +111,12 @@ const char *vgg_cuda_open(const char *cublas, const char *cudnn, char *reason, s
     return NULL;
 }
 
-int vgg_cuda_count(void)
+int vgg_cuda_device_count(void)
 {
     return device_count;
 }
 
-cudaStream_t vgg_cuda_stream(int device)
+cudaStream_t vgg_cuda_current_stream(int device)
 {
     return streams[device];
 }
@@ -142,7 +142,7 @@ enum vgg_status vgg_cuda_wait(struct vgg_context *ctx, int device, cudaStream_t 
     return VGG_OK;
 }
 
-intptr_t vgg_cuda_dlpack_stream(int device)
+intptr_t vgg_cuda_stream(int device)
 {
     return streams[device] ? (intptr_t)streams[device] : (intptr_t)cudaStreamLegacy;
 }

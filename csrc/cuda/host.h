@@ -106,36 +106,11 @@ enum vgg_status vgg_cuda_graph_run(struct vgg_context *ctx, const struct vgg_cud
 
 /* ------------------------------------------------------------------------------------------------ the table's entries */
 
-enum vgg_status vgg_cuda_conv2d_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s,
-                                          enum vgg_direction direction);
-enum vgg_status vgg_cuda_conv2d_transformed_bytes(struct vgg_context *ctx, size_t *bytes, const struct vgg_conv2d *s);
-enum vgg_status vgg_cuda_conv2d_transform(struct vgg_context *ctx, float *transformed, const float *w,
-                                          const struct vgg_conv2d *s);
-enum vgg_status vgg_cuda_conv2d(struct vgg_context *ctx, void *y, uint8_t *index, const void *x, const void *w, const float *b,
-                                const struct vgg_conv2d *s);
-enum vgg_status vgg_cuda_conv2d_backward_input(struct vgg_context *ctx, void *dx, const void *dy, const void *w, const void *y,
-                                               const uint8_t *index, const struct vgg_conv2d *s);
-enum vgg_status vgg_cuda_conv2d_backward_weight(struct vgg_context *ctx, float *dw, float *db, const void *dy, const void *x,
-                                                const void *y, const uint8_t *index, const struct vgg_conv2d *s, int beta);
-enum vgg_status vgg_cuda_linear_workspace(struct vgg_context *ctx, size_t *bytes, const struct vgg_linear *s,
-                                          enum vgg_direction direction);
-enum vgg_status vgg_cuda_linear(struct vgg_context *ctx, void *y, const void *x, const void *w, const float *b,
-                                const struct vgg_linear *s);
-enum vgg_status vgg_cuda_linear_backward_input(struct vgg_context *ctx, void *dx, const void *dy, const void *w,
-                                               const struct vgg_linear *s);
-enum vgg_status vgg_cuda_linear_backward_weight(struct vgg_context *ctx, float *dw, float *db, const void *dy, const void *x,
-                                                const struct vgg_linear *s, int beta);
-enum vgg_status vgg_cuda_allocate(struct vgg_context *ctx, void **data, size_t bytes);
-void vgg_cuda_release(int device, void *data, size_t bytes);
-enum vgg_status vgg_cuda_upload(struct vgg_context *ctx, void *to, const void *from_host, size_t bytes);
-enum vgg_status vgg_cuda_download(struct vgg_context *ctx, void *to_host, const void *from, size_t bytes);
-enum vgg_status vgg_cuda_copy(struct vgg_context *ctx, void *to, const void *from, int from_device, size_t bytes);
-enum vgg_status vgg_cuda_zero(struct vgg_context *ctx, void *data, size_t bytes);
-enum vgg_status vgg_cuda_synchronize(struct vgg_context *ctx);
-intptr_t vgg_cuda_dlpack_stream(int device);
-enum vgg_status vgg_cuda_order(struct vgg_context *ctx, intptr_t before, intptr_t after);
-void vgg_cuda_memory_stats(int device, struct vgg_memory_stats *stats);
-void vgg_cuda_reset_peak(int device);
+#define X(entry) __typeof__(*vgg_cpu_backend.entry) vgg_cuda_##entry;
+VGG_BACKEND_ENTRIES(X)
+#undef X
+
+/* ------------------------------------------------------------------------------------------------ host memory (device.c) */
 
 /* A piece of host memory: rows. */
 struct vgg_cuda_rows {

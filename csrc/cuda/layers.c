@@ -1,8 +1,5 @@
 /* layers.c: the table's entries that are one kernel, or a few. Contract: vgg.h. */
 #include "host.h"
-#include "layers.h"
-
-#include <math.h>
 
 /* An entry whose kernel needs nothing but its arguments. */
 #define LAUNCH(ctx, name, ...) \
@@ -87,25 +84,14 @@ enum vgg_status vgg_cuda_unfold(struct vgg_context *ctx, void *y, const void *x,
     LAUNCH(ctx, unfold, y, x, s);
 }
 
-static enum vgg_status check_random(struct vgg_context *ctx, const char *op, size_t count, float scale)
-{
-    if (!isfinite(scale) || scale < 0)
-        return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "%s: scale is %g; expected a number >= 0", op, (double)scale);
-    if (count / 4 > UINT32_MAX)
-        return vgg_fail(ctx->error, VGG_UNSUPPORTED, "%s: x has %zu values; at most 2^34 have random words", op, count);
-    return VGG_OK;
-}
-
 enum vgg_status vgg_cuda_random_normal(struct vgg_context *ctx, float *x, size_t count, float scale, uint64_t seed,
                                        uint32_t purpose)
 {
-    CUDA_PASS(check_random(ctx, "random_normal", count, scale));
     LAUNCH(ctx, random_normal, x, count, scale, seed, purpose);
 }
 
 enum vgg_status vgg_cuda_random_uniform(struct vgg_context *ctx, float *x, size_t count, float scale, uint64_t seed,
                                         uint32_t purpose)
 {
-    CUDA_PASS(check_random(ctx, "random_uniform", count, scale));
     LAUNCH(ctx, random_uniform, x, count, scale, seed, purpose);
 }

@@ -83,9 +83,9 @@ static PyObject *py_symbols(PyObject *module, PyObject *unused)
 /* An index of a usable device, or a ValueError. */
 static bool check_device(const char *op, int device)
 {
-    if (device < 0 || device >= vgg_cuda_count())
-        PyErr_Format(PyExc_ValueError, "%s: device is %d; expected 0..%d", op, device, vgg_cuda_count() - 1);
-    return device >= 0 && device < vgg_cuda_count();
+    if (device < 0 || device >= vgg_cuda_device_count())
+        PyErr_Format(PyExc_ValueError, "%s: device is %d; expected 0..%d", op, device, vgg_cuda_device_count() - 1);
+    return device >= 0 && device < vgg_cuda_device_count();
 }
 
 static PyObject *raise_cuda(cudaError_t error, const char *what)
@@ -112,7 +112,7 @@ static PyObject *py_set_stream(PyObject *module, PyObject *args)
         return NULL;
     struct vgg_error error;
     struct vgg_context context = {.backend = &vgg_cuda_backend, .device = device, .threads = 1, .error = &error};
-    cudaStream_t before = vgg_cuda_stream(device);
+    cudaStream_t before = vgg_cuda_current_stream(device);
     if (before != stream && vgg_cuda_wait(&context, device, stream, device, before) != VGG_OK) {
         PyErr_SetString(PyExc_RuntimeError, error.msg);
         return NULL;
@@ -175,7 +175,7 @@ static PyObject *py_record(PyObject *module, PyObject *args)
         error = cudaEventCreate(&event);
     if (error != cudaSuccess)
         return raise_cuda(error, "record");
-    error = cudaEventRecord(event, vgg_cuda_stream(device));
+    error = cudaEventRecord(event, vgg_cuda_current_stream(device));
     PyObject *capsule =
         error == cudaSuccess ? PyCapsule_New(event, "vggnet.event", destroy_event) : raise_cuda(error, "record");
     if (!capsule)

@@ -8,7 +8,6 @@
  * are one launch of NCCL's. Everything is queued on streams of the communicator's own. */
 #define _POSIX_C_SOURCE 200809L /* pthread_mutex_timedlock */
 #include "host.h"
-#include "layers.h"
 
 #include <string.h>
 #include <time.h>
@@ -225,7 +224,7 @@ static enum vgg_status mean(struct vgg_context *ctx, struct vgg_cuda_communicato
         int device = c->local[r].device;
         if (!c->local[r].comm)
             return vgg_fail(ctx->error, VGG_DEVICE, "cuda:%d: NCCL: the communicator was aborted", device);
-        CUDA_PASS(vgg_cuda_wait(ctx, device, c->local[r].stream, device, vgg_cuda_stream(device)));
+        CUDA_PASS(vgg_cuda_wait(ctx, device, c->local[r].stream, device, vgg_cuda_current_stream(device)));
     }
     size_t room = GATHERED / sizeof(float) / (size_t)c->size / ALIGN * ALIGN, all = 0; /* floats of each rank */
     for (size_t t = 0; t < count && all < room; t++)
@@ -298,7 +297,7 @@ static enum vgg_status average_by_nccl(struct vgg_context *const *ctx, float *co
         status = vgg_cuda_communicator_mean(ctx[0], &among_devices, grad, &size, 1, weight);
         for (int d = 0; d < count && status == VGG_OK; d++) {
             int device = ctx[d]->device;
-            status = vgg_cuda_wait(ctx[0], device, vgg_cuda_stream(device), device, among_devices.local[d].stream);
+            status = vgg_cuda_wait(ctx[0], device, vgg_cuda_current_stream(device), device, among_devices.local[d].stream);
         }
         if (status != VGG_OK)
             vgg_cuda_communicator_close(&among_devices);

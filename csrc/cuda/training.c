@@ -1,6 +1,5 @@
 /* training.c: SGD and the training input (paper, section 3.1). */
 #include "host.h"
-#include "layers.h"
 
 enum vgg_status vgg_cuda_sgd(struct vgg_context *ctx, float *const *param, float *const *velocity, const float *const *grad,
                              const size_t *sizes, size_t count, const struct vgg_sgd *s)

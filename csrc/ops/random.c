@@ -9,6 +9,15 @@
 #include <math.h>
 #include <string.h>
 
+enum vgg_status vgg_random_check(const char *op, size_t count, float scale, struct vgg_error *error)
+{
+    if (!isfinite(scale) || scale < 0)
+        return vgg_fail(error, VGG_INVALID_ARGUMENT, "%s: scale is %g; expected a number >= 0", op, (double)scale);
+    if (count / 4 > UINT32_MAX)
+        return vgg_fail(error, VGG_UNSUPPORTED, "%s: x has %zu values; at most 2^34 have random words", op, count);
+    return VGG_OK;
+}
+
 enum { CHUNK = 1 << 14, BATCH = 512 }; /* values a task; values whose words are on the stack together: multiples of 4 */
 
 struct drawing {
@@ -36,12 +45,8 @@ static void draw_task(void *argument, size_t task, int thread)
     }
 }
 
-static enum vgg_status draw(const struct vgg_context *ctx, const char *op, struct drawing d)
+static enum vgg_status draw(const struct vgg_context *ctx, struct drawing d)
 {
-    if (!isfinite(d.scale) || d.scale < 0)
-        return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "%s: scale is %g; expected a number >= 0", op, (double)d.scale);
-    if (d.count / 4 > UINT32_MAX)
-        return vgg_fail(ctx->error, VGG_UNSUPPORTED, "%s: x has %zu values; at most 2^34 have random words", op, d.count);
     vgg_parallel_for(ctx->device, vgg_cpu_threads(ctx, d.count * 16), vgg_ceil_div(d.count, CHUNK), draw_task, &d);
     return VGG_OK;
 }
@@ -57,7 +62,7 @@ static void uniform(float *restrict x, const uint32_t *restrict words, size_t co
 enum vgg_status vgg_cpu_random_uniform(struct vgg_context *ctx, float *x, size_t count, float scale, uint64_t seed,
                                        uint32_t purpose)
 {
-    return draw(ctx, "random_uniform", (struct drawing){x, count, scale, seed, purpose, uniform});
+    return draw(ctx, (struct drawing){x, count, scale, seed, purpose, uniform});
 }
 
 /* ------------------------------------------------------------------------------------------------ normal */
@@ -111,5 +116,5 @@ static void normal(float *restrict x, const uint32_t *restrict words, size_t cou
 enum vgg_status vgg_cpu_random_normal(struct vgg_context *ctx, float *x, size_t count, float scale, uint64_t seed,
                                       uint32_t purpose)
 {
-    return draw(ctx, "random_normal", (struct drawing){x, count, scale, seed, purpose, normal});
+    return draw(ctx, (struct drawing){x, count, scale, seed, purpose, normal});
 }

@@ -381,8 +381,9 @@ static PyObject *random_fill(PyObject *module, PyObject *args, PyObject *kwargs,
         return PyErr_Format(PyExc_TypeError, "%s: x is %R; expected a Tensor", op, (PyObject *)Py_TYPE(x));
     struct call_input in[] = {{.name = "x", .object = x, .dtype = VGG_FLOAT32}};
     const struct vgg_array *a = &in[0].array;
-    if (call_begin(&c, module, op, in, 1) && call_output(&c, x, "x", VGG_FLOAT32, a->ndim, a->shape, 0)) {
-        size_t count = vggpy_tensor_bytes(c.outputs[0]) / sizeof(float);
+    size_t count = vggpy_tensor_bytes((struct tensor *)x) / sizeof(float);
+    if (call_begin(&c, module, op, in, 1) && call_check(&c, vgg_random_check(op, count, scale, &c.error)) &&
+        call_output(&c, x, "x", VGG_FLOAT32, a->ndim, a->shape, 0)) {
         if (normal)
             CALL_RUN(&c, random_normal, c.outputs[0]->data, count, scale, seed, (uint32_t)purpose);
         else

@@ -21,58 +21,16 @@ enum { DEVICES = 2, GUARD = 64, RING = 4096 };
 enum { NAN_BYTE = 0xFF, FREED_BYTE = 0xA5, GUARD_BYTE = 0x5C };
 static const uintptr_t FAR = (uintptr_t)1 << 62;
 
-#define ENTRIES(X) \
-    X(device_count) \
-    X(allocate) \
-    X(release) \
-    X(upload) \
-    X(download) \
-    X(copy) \
-    X(zero) \
-    X(convert) \
-    X(synchronize) \
-    X(stream) \
-    X(order) \
-    X(memory_stats) \
-    X(reset_peak) \
-    X(conv2d_workspace) \
-    X(conv2d_transformed_bytes) \
-    X(conv2d_transform) \
-    X(conv2d) \
-    X(conv2d_backward_input) \
-    X(conv2d_backward_weight) \
-    X(max_pool2d) \
-    X(max_pool2d_backward) \
-    X(relu) \
-    X(relu_backward) \
-    X(add) \
-    X(lrn) \
-    X(lrn_backward) \
-    X(linear_workspace) \
-    X(linear) \
-    X(linear_backward_input) \
-    X(linear_backward_weight) \
-    X(softmax) \
-    X(cross_entropy) \
-    X(euclidean_loss) \
-    X(dropout) \
-    X(sgd) \
-    X(average) \
-    X(augment) \
-    X(unfold) \
-    X(random_normal) \
-    X(random_uniform)
-
 enum entry {
 #define X(name) ENTRY_##name,
-    ENTRIES(X)
+    VGG_BACKEND_ENTRIES(X)
 #undef X
         ENTRY_COUNT
 };
 
 static const char *const entry_names[ENTRY_COUNT] = {
 #define X(name) #name,
-    ENTRIES(X)
+    VGG_BACKEND_ENTRIES(X)
 #undef X
 };
 
@@ -659,13 +617,10 @@ static enum vgg_status test_random_uniform(struct vgg_context *ctx, float *x, si
     FINISH(c, random_uniform, x, count, scale, seed, purpose);
 }
 
-static const struct vgg_backend table = {.name = "test",
-                                         .host = false,
-                                         .dlpack_type = 12, /* an extension's */
-#define X(name) .name = test_##name,
-                                         ENTRIES(X)
+#define X(entry) .entry = test_##entry,
+static const struct vgg_backend table = {
+    .name = "test", .host = false, .dlpack_type = 12 /* an extension's */, VGG_BACKEND_ENTRIES(X)};
 #undef X
-};
 
 /* ------------------------------------------------------------------------------------------------ for the tests (ctypes) */
 
