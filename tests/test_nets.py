@@ -14,7 +14,7 @@ import re
 import numpy as np
 import pytest
 import vggnet as vgg
-from vggnet import configs
+from vggnet import configs, dense
 
 from helpers import survives_failed_allocations, where
 from reference import dropout, max_pool2d, net, softmax
@@ -388,7 +388,7 @@ def test_the_head_sees_many_images_at_once_or_few_rows(device):
     side = 4 * 512 * (model.input_size // 32) ** 2
     pool5 = model.dense(x, layer="pool5")
     for positions in (1, 6, 9, 20):
-        scores = model._dense_head(pool5, "fc8", positions * side)
+        scores = dense._head(model, pool5, "fc8", positions * side)
         np.testing.assert_array_equal(scores.numpy(), whole)
 
 

@@ -1,11 +1,53 @@
-"""How much memory of a device is free."""
+"""How much memory a pass takes, and how much of a device is free."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import _C
+from .run import FLOAT_BYTES, MemoryPlan, nbytes
+
+if TYPE_CHECKING:
+    from .models import VGG
+
+
+def memory_plan(
+    model: VGG,
+    batch: int,
+    size: int | tuple[int, int] | None,
+    layers: Sequence[str] | None,
+    training: bool | Collection[str],
+) -> MemoryPlan:
+    """See `VGG.memory_plan`."""
+    height, width = (size, size) if isinstance(size, int) else size or (model.input_size, model.input_size)
+    shape = (batch, height, width, model.in_channels)
+    whole = (height, width) == (model.input_size, model.input_size)
+    taps = ["pool5"] if layers is None and not whole else layers
+    plan = model._plan(shape, taps, training=bool(training), keep=bool(training))
+    parameters = sum(tensor.nbytes for tensor in model.parameters.values())
+    bytes_by_purpose = MemoryPlan(parameters=parameters, input=nbytes(shape))
+    if training:
+        learning = plan.learning(training)
+        learnt = sum(
+            nbytes(shape) for s in plan.steps if s in learning for shape in s.layer.parameter_shapes.values()
+        )
+        backward = plan.backward_arena(plan.steps[plan.steps.index(learning[0]) :], learning)
+        bytes_by_purpose["gradients"] = learnt
+        bytes_by_purpose["momentum"] = learnt
+        bytes_by_purpose["loss"] = FLOAT_BYTES + plan.output_bytes()
+        bytes_by_purpose["backward"] = backward.size
+        if not model.device.startswith("cpu") and any(s.layer.kind == "dropout" for s in plan.steps):
+            bytes_by_purpose["dropout rows"] = 8 * batch  # int64, moved to the device for a call
+    elif plan.transformed:
+        bytes_by_purpose["transformed weights"] = sum(plan.transformed.values())
+    if model.precision == "bf16":
+        bytes_by_purpose["bfloat16 weights"] = model.rounded_bytes(plan.steps)
+    bytes_by_purpose["maps"] = plan.forward.size
+    bytes_by_purpose["outputs"] = plan.output_bytes()
+    return bytes_by_purpose
 
 
 def free_memory(device: str = "cpu") -> int | None:

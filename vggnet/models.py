@@ -17,14 +17,14 @@ from .configs import (
     STRIDE,
     Layer,
     count_parameters,
-    halo_of,
     layers_of,
     parameter_shapes,
-    stride_of,
 )
+from .dense import DENSE_MEMORY, dense_pass
 from .init import INITS, initialise
+from .memory import free_memory, memory_plan
 from .rng import Rng
-from .run import FLOAT_BYTES, MemoryPlan, Plan, Precision, Run, Step, as_input, map_type, nbytes
+from .run import MemoryPlan, Plan, Precision, Run, Step, as_input, nbytes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -38,7 +38,6 @@ WEIGHT_DTYPES = ("float32", "bfloat16")
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bf16")
 BOX_NUMBERS = 4  # centre x and y, width, height
 HEADS = ("classes", "SCR", "PCR")
-DENSE_MEMORY = 1 << 30  # bytes of maps in one band of a dense pass, unless told otherwise
 
 
 class VGG:
@@ -285,7 +284,7 @@ class VGG:
             self._rounded[layer.name] = version, rounded
         return rounded, bias
 
-    def _rounded_bytes(self, steps: Iterable[Step]) -> int:
+    def rounded_bytes(self, steps: Iterable[Step]) -> int:
         """Bytes of the weights that `weights_of` rounds for these steps."""
         shapes = [(f"{step.layer.name}.weight", step.layer.parameter_shapes) for step in steps]
         return sum(
@@ -381,13 +380,12 @@ class VGG:
         keep: bool,
     ) -> MemoryError:
         """The error of a pass that found no memory, with the largest batch for which there would be enough."""
-        from .memory import free_memory
 
         def maps(batch: int) -> int:
             plan = self._plan((batch, *shape[1:]), layers, training=training, keep=keep)
             backward = plan.backward_arena(plan.steps, plan.learning(True)).size if training else 0
             held = sum(rounded.nbytes for _, rounded in self._rounded.values())
-            backward += max(0, self._rounded_bytes(plan.steps) - held)
+            backward += max(0, self.rounded_bytes(plan.steps) - held)
             return nbytes(plan.shapes["data"]) + plan.forward.size + plan.output_bytes() + backward
 
         error.with_traceback(None)  # whose frames hold what the pass had taken
@@ -485,35 +483,7 @@ class VGG:
         MemoryPlan
             A mapping; ``plan.total`` is exactly what the allocator's counter will show at its peak.
         """
-        height, width = (size, size) if isinstance(size, int) else size or (self.input_size, self.input_size)
-        shape = (batch, height, width, self.in_channels)
-        whole = (height, width) == (self.input_size, self.input_size)
-        taps = ["pool5"] if layers is None and not whole else layers
-        plan = self._plan(shape, taps, training=bool(training), keep=bool(training))
-        parameters = sum(tensor.nbytes for tensor in self.parameters.values())
-        bytes_by_purpose = MemoryPlan(parameters=parameters, input=nbytes(shape))
-        if training:
-            learning = plan.learning(training)
-            learnt = sum(
-                nbytes(shape)
-                for s in plan.steps
-                if s in learning
-                for shape in s.layer.parameter_shapes.values()
-            )
-            backward = plan.backward_arena(plan.steps[plan.steps.index(learning[0]) :], learning)
-            bytes_by_purpose["gradients"] = learnt
-            bytes_by_purpose["momentum"] = learnt
-            bytes_by_purpose["loss"] = FLOAT_BYTES + plan.output_bytes()
-            bytes_by_purpose["backward"] = backward.size
-            if not self.device.startswith("cpu") and any(s.layer.kind == "dropout" for s in plan.steps):
-                bytes_by_purpose["dropout rows"] = 8 * batch  # int64, moved to the device for a call
-        elif plan.transformed:
-            bytes_by_purpose["transformed weights"] = sum(plan.transformed.values())
-        if self.precision == "bf16":
-            bytes_by_purpose["bfloat16 weights"] = self._rounded_bytes(plan.steps)
-        bytes_by_purpose["maps"] = plan.forward.size
-        bytes_by_purpose["outputs"] = plan.output_bytes()
-        return bytes_by_purpose
+        return memory_plan(self, batch, size, layers, training)
 
     # ---------------------------------------------------------------- dense
 
@@ -555,17 +525,7 @@ class VGG:
         >>> model.dense(np.zeros((1, 64, 96, 3), np.float32), layer="relu7").shape
         (1, 2, 3, 16)
         """
-        x = as_input(x, self.device)
-        memory = DENSE_MEMORY if memory is None else memory
-        trunk = self.trunk_layer(layer)
-        if trunk == layer:
-            return self._dense_trunk(x, layer, memory)
-        if len(x.shape) != 4 or min(x.shape[1:3]) < self.input_size:
-            raise ValueError(
-                f"dense: x has shape {x.shape}; expected (N, H, W, {self.in_channels}) "
-                f"with H and W at least {self.input_size}, the input_size of this model"
-            )
-        return self._dense_head(self._dense_trunk(x, trunk, memory), layer, memory)
+        return dense_pass(self, x, layer, DENSE_MEMORY if memory is None else memory)
 
     def trunk_layer(self, layer: str) -> str:
         """The layer itself if it lies before fc6, where images may have any size; else "pool5", which fc6 looks at."""
@@ -573,76 +533,6 @@ class VGG:
         if layer not in names:
             raise ValueError(f"layer is {layer!r}; {self.config} has {', '.join(names)}")
         return layer if names.index(layer) < names.index("fc6") else "pool5"
-
-    def _dense_trunk(self, x: _C.Tensor, layer: str, memory: int) -> _C.Tensor:
-        """The map of a layer before fc6: at once, or image by image in as many bands as `memory` asks for. Bands are of rows,
-        or of columns where an image is wider than high: they have the shorter halos then."""
-        whole = self._plan(x.shape, [layer], training=False, keep=False)
-        if whole.forward.size <= memory:
-            return self.run(x, layers=[layer], keep=False)[layer]
-        n, height, width, channels = x.shape
-        axis = 1 if height >= width else 2
-        length, end = x.shape[axis], whole.shapes[layer][axis]
-        through = self.layers[: self.layer_names.index(layer) + 1]
-        stride, halo = stride_of(through), halo_of(through)
-
-        def band_shape(pixels: int) -> tuple[int, int, int, int]:
-            return (1, pixels, width, channels) if axis == 1 else (1, height, pixels, channels)
-
-        def cost(count: int) -> int:
-            """Bytes of the costliest band of `count` rows or columns of the map."""
-            longest = min(length, stride * (count + 2 * halo + 1))
-            plan = self._plan(band_shape(longest), [layer], training=False, keep=False)
-            return plan.forward.size + plan.output_bytes()
-
-        count = max((c for c in range(1, end + 1) if cost(c) <= memory), default=0)
-        if count == 0:
-            raise MemoryError(
-                f"dense: memory is {memory} bytes; one band of an image {x.shape[1:]} takes {cost(1)} bytes"
-            )
-        result = _C.empty(whole.shapes[layer], whole.dtype(layer), self.device)
-        for image in range(n):
-            for first in range(0, end, count):
-                last = min(first + count, end)
-                start = stride * max(first - halo, 0)
-                stop = length if last + halo >= end else stride * (last + halo)
-                band = _C.empty(band_shape(stop - start), device=self.device)
-                _copy_band(band, 0, 0, x, image, start, stop - start, axis)
-                maps = self.run(band, layers=[layer], keep=False)[layer]
-                _copy_band(result, image, first, maps, 0, first - start // stride, last - first, axis)
-        return result
-
-    def _dense_head(self, pool5: _C.Tensor, layer: str, memory: int) -> _C.Tensor:
-        """fc6 up to `layer` at every position of pool5's map, as many at a time as `memory` holds: fc6 has nine tenths of the
-        weights, which are read once for all of these."""
-        names = self.layer_names
-        head = self.layers[names.index("fc6") : names.index(layer) + 1]
-        relus = {step.name for step in head if step.kind == "relu"}
-        outputs = [step.outputs for step in head if step.kind == "linear"][-1]
-        n, height, width, channels = pool5.shape
-        side = self.input_size // STRIDE
-        h, w = height - side + 1, width - side + 1
-        result = _C.empty((n, h, w, outputs), map_type(layer, self.precision), self.device)
-        row_bytes = w * nbytes((side, side, channels), pool5.dtype)
-        together = max(1, min(n, memory // (h * row_bytes)))
-        count = max(1, min(h, memory // row_bytes))
-        for image in range(0, n, together):
-            images = min(together, n - image)
-            for first in range(0, h, count):
-                last = min(first + count, h)
-                x = ops.unfold(_rows(pool5, image, first, last + side - 1, images), side)
-                for step in head:  # dropout changes nothing here, and ReLUs are part of what lies before them
-                    if step.kind == "linear":
-                        weight, bias = self.weights_of(step)
-                        relu = step.name.replace("fc", "relu") in relus
-                        shape, dtype = (x.shape[0], step.outputs), map_type(step.name, self.precision)
-                        y = _C.empty(shape, dtype, self.device)
-                        x = ops.linear(x, weight, bias, relu=relu, precision=self.precision, out=y)
-                    elif step.kind == "softmax":
-                        x = ops.softmax(x)
-                to = _rows(result, image, first, last, images)
-                to.copy_(x.reshape(to.shape))
-        return result
 
     # ---------------------------------------------------------------- images
 
@@ -839,32 +729,6 @@ def load(
     if anew:
         initialise(model.parameters, "paper", model.seed, only=anew)
     return model
-
-
-def _rows(x: _C.Tensor, image: int, first: int, last: int, images: int = 1) -> _C.Tensor:
-    """Rows first..last-1 of one image of (N, H, W, C), as (1, last - first, W, C); several images only with all their rows."""
-    _, height, width, channels = x.shape
-    row = nbytes((width, channels), x.dtype)
-    offset = (image * height + first) * row
-    return x.view(offset, (images, last - first, width, channels), x.dtype)
-
-
-def _copy_band(
-    to: _C.Tensor, to_image: int, to_first: int, x: _C.Tensor, image: int, first: int, count: int, axis: int
-) -> None:
-    """Copy so many rows (axis 1) or columns (axis 2) of an image of (N, H, W, C) into one of another map."""
-    if axis == 1:
-        _rows(to, to_image, to_first, to_first + count).copy_(_rows(x, image, first, first + count))
-        return
-    for row in range(x.shape[1]):
-        _pixels(to, to_image, row, to_first, count).copy_(_pixels(x, image, row, first, count))
-
-
-def _pixels(x: _C.Tensor, image: int, row: int, first: int, count: int) -> _C.Tensor:
-    """So many pixels of one row of one image of (N, H, W, C), as (count, C)."""
-    _, height, width, channels = x.shape
-    offset = ((image * height + row) * width + first) * nbytes((channels,), x.dtype)
-    return x.view(offset, (count, channels), x.dtype)
 
 
 def _check_precision(what: str, precision: Precision, device: str) -> None:

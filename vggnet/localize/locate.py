@@ -12,9 +12,9 @@ import numpy.typing as npt
 from .. import _C
 from ..configs import STRIDE
 from ..data.base import Boxes
+from ..dense import DENSE_MEMORY
 from ..evaluate import Protocol
 from ..evaluate.passes import dense_maps
-from ..models import DENSE_MEMORY
 from ..preprocess import Pixels, load_image, rescale
 from .boxes import clip, decode, merge
 
