@@ -137,8 +137,15 @@ def test_odd_addresses(rng):
     arena = vgg.zeros((2 + x.nbytes,), "uint8", "cuda")
     odd = arena.view(2, x.shape, "bfloat16")
     odd.copy_(x)
-    y = ops.conv2d(odd, weight, precision="bf16")
-    assert_stored(y, conv2d.forward(x64, w64), tolerance.conv2d_bound(x64, w64))
+    for relu in (False, True):
+        z = conv2d.forward(x64, w64)
+        y = ops.conv2d(odd, weight, relu=relu, precision="bf16")
+        assert_stored(y, np.maximum(z, 0) if relu else z, tolerance.conv2d_bound(x64, w64))
+    dx = ops.conv2d_backward_input(odd, weight, precision="bf16")
+    assert_stored(dx, conv2d.backward_input(x64, w64), tolerance.conv2d_backward_input_bound(x64, w64))
+    dw, _ = ops.conv2d_backward_weight(odd, x, precision="bf16")
+    bound, _ = tolerance.conv2d_backward_weight_bound(x64, x64)
+    assert_within(dw.numpy(), conv2d.backward_weight(x64, x64)[0], bound)
 
 
 # ---------------------------------------------------------------- linear

@@ -3,7 +3,7 @@
  *
  * What cuDNN's engines refuse is asked for once more in parts: bias and ReLU apart from the convolution, a bfloat16 gradient of
  * the weights which is widened after it, and channels filled up with zeros to a multiple of 16 bytes. The choice is made when
- * the workspace is planned and is the same when the call runs. */
+ * the workspace is planned and is the same when the call runs: so a call without a bias has the graph of one, and zeros. */
 #include "host.h"
 
 enum { CHANNEL_BYTES = 16 }; /* a multiple of which engines may ask for */
@@ -18,6 +18,7 @@ struct call {
     size_t weights;  /* k * kernel_size^2: rows of c values */
     void *map;       /* forward: before pooling; backward: the gradient of z */
     void *x, *w;     /* padded twins; backward_weight: w is float32 */
+    float *zeros;    /* forward: k of them, the bias of a call that has none */
     float *sum;      /* backward_weight: dw before it is added or cut back */
     void *narrow;    /* backward_weight: dw as it comes when `apart` */
     void *partial;   /* backward_weight: of the bias gradient */
@@ -26,32 +27,29 @@ struct call {
     struct vgg_cuda_parts parts;
 };
 
-static enum vgg_cuda_graph_kind kind_of(enum vgg_direction direction, bool bias, bool relu, bool apart)
+static enum vgg_cuda_graph_kind kind_of(enum vgg_direction direction, bool relu, bool apart)
 {
     if (direction == VGG_BACKWARD_INPUT)
         return VGG_CUDA_BACKWARD_INPUT;
     if (direction == VGG_BACKWARD_WEIGHT)
         return apart ? VGG_CUDA_BACKWARD_WEIGHT_BF16 : VGG_CUDA_BACKWARD_WEIGHT;
-    if (apart)
-        return VGG_CUDA_CONVOLUTION;
-    return bias ? (relu ? VGG_CUDA_CONVOLUTION_BIAS_RELU : VGG_CUDA_CONVOLUTION_BIAS)
-                : (relu ? VGG_CUDA_CONVOLUTION_RELU : VGG_CUDA_CONVOLUTION);
+    return apart ? VGG_CUDA_CONVOLUTION : relu ? VGG_CUDA_CONVOLUTION_BIAS_RELU : VGG_CUDA_CONVOLUTION_BIAS;
 }
 
 /* The first form of the graph that an engine takes. */
-static enum vgg_status choose(struct vgg_context *ctx, struct call *call, enum vgg_direction direction, bool bias, bool relu)
+static enum vgg_status choose(struct vgg_context *ctx, struct call *call, enum vgg_direction direction, bool relu)
 {
     const size_t c = call->graph.c, multiple = CHANNEL_BYTES / vgg_dtype_size(call->dtype);
     const size_t full = vgg_ceil_div(c, multiple) * multiple;
-    const bool divisible = (direction == VGG_FORWARD && (bias || relu)) ||
-                           (direction == VGG_BACKWARD_WEIGHT && call->graph.precision == VGG_PRECISION_BF16);
+    const bool divisible =
+        direction == VGG_FORWARD || (direction == VGG_BACKWARD_WEIGHT && call->graph.precision == VGG_PRECISION_BF16);
     enum vgg_status status = VGG_UNSUPPORTED;
     for (int form = 0; form < 4 && status == VGG_UNSUPPORTED; form++) {
         call->apart = form & 1;
         call->padded = form & 2;
         if ((call->apart && !divisible) || (call->padded && full == c))
             continue;
-        call->graph.kind = kind_of(direction, bias, relu, call->apart);
+        call->graph.kind = kind_of(direction, relu, call->apart);
         call->graph.c = call->padded ? full : c;
         status = vgg_cuda_graph_workspace(ctx, &call->workspace_bytes, &call->graph);
     }
@@ -62,7 +60,7 @@ static enum vgg_status choose(struct vgg_context *ctx, struct call *call, enum v
 
 /* With base NULL, the parts are only counted. `masked`: the gradient of z is not dy itself. */
 static enum vgg_status plan(struct vgg_context *ctx, struct call *call, char *base, const struct vgg_conv2d *s,
-                            enum vgg_direction direction, bool bias, bool masked)
+                            enum vgg_direction direction, bool masked)
 {
     size_t r2 = s->kernel_size * s->kernel_size;
     *call = (struct call){
@@ -80,7 +78,7 @@ static enum vgg_status plan(struct vgg_context *ctx, struct call *call, char *ba
         .parts = {.base = base},
     };
     CUDA_PASS(vgg_cuda_expect_precision(ctx, "conv2d", s->precision));
-    CUDA_PASS(choose(ctx, call, direction, bias, s->relu));
+    CUDA_PASS(choose(ctx, call, direction, s->relu));
     struct vgg_cuda_parts *parts = &call->parts;
     const size_t c = call->graph.c, size = vgg_dtype_size(call->dtype);
     const bool weight = direction == VGG_BACKWARD_WEIGHT;
@@ -90,6 +88,8 @@ static enum vgg_status plan(struct vgg_context *ctx, struct call *call, char *ba
         call->x = vgg_cuda_part(parts, call->maps * c, size);
         call->w = vgg_cuda_part(parts, call->weights * c, weight ? sizeof(float) : size);
     }
+    if (direction == VGG_FORWARD)
+        call->zeros = vgg_cuda_part(parts, s->k, sizeof(float));
     if (weight) {
         call->sum = vgg_cuda_part(parts, call->weights * s->c, sizeof(float));
         call->partial = vgg_cuda_part(parts, vgg_cuda_column_sums_bytes(call->maps, s->k), 1);
@@ -99,8 +99,8 @@ static enum vgg_status plan(struct vgg_context *ctx, struct call *call, char *ba
     return VGG_OK;
 }
 
-/* What our own parts leave of the workspace is cuDNN's. The bytes were planned without knowing whether there is a bias or a
- * ReLU, so it may be too little for this graph: vgg_cuda_graph_run then takes more. */
+/* What our own parts leave of the workspace is cuDNN's. It is too little for pointers that are not aligned, which have a plan
+ * of their own: vgg_cuda_graph_run then takes more. */
 static enum vgg_status share_workspace(struct vgg_context *ctx, const char *op, struct call *call)
 {
     CUDA_PASS(vgg_cuda_parts_fit(ctx, op, &call->parts));
@@ -116,7 +116,7 @@ enum vgg_status vgg_cuda_conv2d_workspace(struct vgg_context *ctx, size_t *bytes
     *bytes = 0;
     if (s->n == 0 || s->h == 0 || s->w == 0)
         return VGG_OK;
-    CUDA_PASS(plan(ctx, &call, NULL, s, direction, true, true));
+    CUDA_PASS(plan(ctx, &call, NULL, s, direction, true));
     (void)vgg_cuda_part(&call.parts, call.workspace_bytes, 1);
     if (call.parts.overflow)
         return vgg_fail(ctx->error, VGG_INVALID_ARGUMENT, "conv2d: the size of the workspace overflows");
@@ -160,15 +160,17 @@ enum vgg_status vgg_cuda_conv2d(struct vgg_context *ctx, void *y, uint8_t *index
     if (s->n == 0 || s->h == 0 || s->w == 0)
         return VGG_OK;
     CUDA_PASS(vgg_cuda_enter(ctx, &stream));
-    CUDA_PASS(plan(ctx, &call, ctx->workspace, s, VGG_FORWARD, b != NULL, false));
+    CUDA_PASS(plan(ctx, &call, ctx->workspace, s, VGG_FORWARD, false));
     CUDA_PASS(share_workspace(ctx, "conv2d", &call));
     if (call.padded) {
         CUDA_TRY(ctx, vgg_cuda_launch_pad(call.x, x, call.maps, s->c, call.graph.c, call.dtype, stream));
         CUDA_TRY(ctx, vgg_cuda_launch_pad(call.w, w, call.weights, s->c, call.graph.c, call.dtype, stream));
     }
     void *map = s->pool == VGG_POOL_NONE ? y : call.map;
-    const bool bias = b && !call.apart;
-    const void *tensors[4] = {call.padded ? call.x : x, call.padded ? call.w : w, bias ? (const void *)b : map, map};
+    if (!b && !call.apart)
+        CUDA_TRY(ctx, cudaMemsetAsync(call.zeros, 0, s->k * sizeof(float), stream));
+    const void *bias = b ? b : call.zeros;
+    const void *tensors[4] = {call.padded ? call.x : x, call.padded ? call.w : w, call.apart ? map : bias, map};
     CUDA_PASS(vgg_cuda_graph_run(ctx, &call.graph, tensors, call.workspace, call.workspace_bytes, stream));
     if (call.apart)
         CUDA_TRY(ctx, vgg_cuda_launch_bias_relu(map, call.dtype, map, call.dtype, b, call.maps, s->k, s->relu, stream));
@@ -205,7 +207,7 @@ enum vgg_status vgg_cuda_conv2d_backward_input(struct vgg_context *ctx, void *dx
     if (s->n == 0 || s->h == 0 || s->w == 0)
         return VGG_OK;
     CUDA_PASS(vgg_cuda_enter(ctx, &stream));
-    CUDA_PASS(plan(ctx, &call, ctx->workspace, s, VGG_BACKWARD_INPUT, false, y || index));
+    CUDA_PASS(plan(ctx, &call, ctx->workspace, s, VGG_BACKWARD_INPUT, y || index));
     CUDA_PASS(share_workspace(ctx, "conv2d_backward_input", &call));
     CUDA_PASS(upstream(ctx, &g, &call, dy, y, index, s, stream));
     if (call.padded)
@@ -233,7 +235,7 @@ enum vgg_status vgg_cuda_conv2d_backward_weight(struct vgg_context *ctx, float *
         }
         return VGG_OK;
     }
-    CUDA_PASS(plan(ctx, &call, ctx->workspace, s, VGG_BACKWARD_WEIGHT, false, y || index));
+    CUDA_PASS(plan(ctx, &call, ctx->workspace, s, VGG_BACKWARD_WEIGHT, y || index));
     CUDA_PASS(share_workspace(ctx, "conv2d_backward_weight", &call));
     CUDA_PASS(upstream(ctx, &g, &call, dy, y, index, s, stream));
     CUDA_TRY(ctx, vgg_cuda_launch_column_sums(db, g, call.dtype, call.partial, call.maps, s->k, beta, stream));

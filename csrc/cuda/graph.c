@@ -27,7 +27,7 @@ static pthread_mutex_t plans_lock = PTHREAD_MUTEX_INITIALIZER; /* taken inside t
 struct builder {
     cudnnBackendDescriptor_t made[16];
     int count;
-    int64_t alignment; /* of the tensors, in bytes */
+    bool aligned; /* the tensors, to 16 bytes; else each to its elements */
     cudnnStatus_t status;
     const char *what;
 };
@@ -75,7 +75,8 @@ static cudnnBackendDescriptor_t tensor(struct builder *b, int64_t uid, cudnnData
                                        size_t rows, size_t columns)
 {
     cudnnBackendDescriptor_t d = make(b, CUDNN_BACKEND_TENSOR_DESCRIPTOR);
-    int64_t c = (int64_t)channels, w = (int64_t)columns, h = (int64_t)rows, alignment = b->alignment;
+    int64_t c = (int64_t)channels, w = (int64_t)columns, h = (int64_t)rows;
+    int64_t alignment = b->aligned ? 16 : type == CUDNN_DATA_BFLOAT16 ? 2 : 4;
     int64_t sizes[4] = {(int64_t)a, c, h, w}, strides[4] = {h * w * c, 1, w * c, c};
     SET1(b, d, CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE, type);
     set(b, d, CUDNN_ATTR_TENSOR_DIMENSIONS, CUDNN_TYPE_INT64, 4, sizes);
@@ -163,7 +164,7 @@ static int tensors_of(enum vgg_cuda_graph_kind kind)
 static cudnnBackendDescriptor_t operation_graph(struct builder *b, const struct vgg_cuda_graph *g, cudnnHandle_t handle)
 {
     const bool bias = tensors_of(g->kind) == 4;
-    const bool relu = g->kind == VGG_CUDA_CONVOLUTION_RELU || g->kind == VGG_CUDA_CONVOLUTION_BIAS_RELU;
+    const bool relu = g->kind == VGG_CUDA_CONVOLUTION_BIAS_RELU;
     const enum vgg_direction direction = g->kind == VGG_CUDA_BACKWARD_INPUT    ? VGG_BACKWARD_INPUT
                                          : g->kind >= VGG_CUDA_BACKWARD_WEIGHT ? VGG_BACKWARD_WEIGHT
                                                                                : VGG_FORWARD;
@@ -187,7 +188,7 @@ static cudnnBackendDescriptor_t operation_graph(struct builder *b, const struct 
     default:
         t[0] = tensor(b, 0, map, n, c, h, w);
         t[1] = tensor(b, 1, map, k, c, r, r);
-        t[2] = tensor(b, bias || relu ? 100 : 2, bias || relu ? wide : map, n, k, h, w);
+        t[2] = tensor(b, bias ? 100 : 2, bias ? wide : map, n, k, h, w);
     }
     cudnnBackendDescriptor_t ops[3], conv = convolution(b, r);
     int64_t count = 0;
@@ -201,9 +202,8 @@ static cudnnBackendDescriptor_t operation_graph(struct builder *b, const struct 
     finalize(b, d, "an operation");
     cudnnBackendDescriptor_t y = t[2];
     if (bias) {
-        cudnnBackendDescriptor_t sum = tensor(b, relu ? 101 : last, relu ? wide : map, n, k, h, w);
-        ops[count++] = pointwise(b, CUDNN_POINTWISE_ADD, y, tensor(b, 2, wide, 1, k, 1, 1), sum);
-        y = sum;
+        y = tensor(b, relu ? 101 : last, relu ? wide : map, n, k, h, w);
+        ops[count++] = pointwise(b, CUDNN_POINTWISE_ADD, t[2], tensor(b, 2, wide, 1, k, 1, 1), y);
     }
     if (relu)
         ops[count++] = pointwise(b, CUDNN_POINTWISE_RELU_FWD, y, NULL, tensor(b, last, map, n, k, h, w));
@@ -237,8 +237,14 @@ static bool acceptable(cudnnBackendDescriptor_t config, enum vgg_precision preci
     return good;
 }
 
+static bool lacks_memory(cudnnStatus_t status)
+{
+    return status == CUDNN_STATUS_ALLOC_FAILED || status == CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED;
+}
+
 /* The first engine configuration of one heuristic that is acceptable and becomes a plan with a workspace of at most `most`
- * bytes. When there is none: CUDNN_STATUS_ALLOC_FAILED if that was too little, else what the last one was refused with. */
+ * bytes. When there is none: CUDNN_STATUS_ALLOC_FAILED if memory was too little for one, else NOT_SUPPORTED, whatever an engine
+ * gives as its reason: some look at a shape, or compile, no earlier than here. */
 static cudnnStatus_t try_heuristic(struct plan *p, cudnnBackendDescriptor_t graph, cudnnBackendHeurMode_t mode,
                                    cudnnHandle_t handle, size_t most)
 {
@@ -259,7 +265,6 @@ static cudnnStatus_t try_heuristic(struct plan *p, cudnnBackendDescriptor_t grap
                                                 CONFIGS, &count, configs),
              "heuristics");
     cudnnStatus_t status = b.status == CUDNN_STATUS_SUCCESS ? CUDNN_STATUS_NOT_SUPPORTED : b.status;
-    bool too_large = false;
     for (int64_t i = 0; b.status == CUDNN_STATUS_SUCCESS && i < count && !p->plan; i++) {
         if (!acceptable(configs[i], p->graph.precision))
             continue;
@@ -279,16 +284,14 @@ static cudnnStatus_t try_heuristic(struct plan *p, cudnnBackendDescriptor_t grap
             p->workspace = (size_t)bytes;
             one.count = 0; /* it stays */
             status = CUDNN_STATUS_SUCCESS;
-        } else if (one.status != CUDNN_STATUS_SUCCESS)
-            status = one.status;
-        else
-            too_large = true;
+        } else if (one.status == CUDNN_STATUS_SUCCESS || lacks_memory(one.status))
+            status = CUDNN_STATUS_ALLOC_FAILED;
         give_back(&one);
     }
     while (made)
         (void)vgg_cudnn.cudnnBackendDestroyDescriptor(configs[--made]);
     give_back(&b);
-    return too_large && !p->plan ? CUDNN_STATUS_ALLOC_FAILED : status;
+    return status;
 }
 
 static enum vgg_status build(struct vgg_context *ctx, struct plan *p, cudnnHandle_t handle)
@@ -296,16 +299,15 @@ static enum vgg_status build(struct vgg_context *ctx, struct plan *p, cudnnHandl
     static const cudnnBackendHeurMode_t modes[] = {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_B, CUDNN_HEUR_MODE_FALLBACK};
     size_t free_bytes = 0, total = 0;
     CUDA_TRY(ctx, vgg_cuda_free_memory(ctx->device, &free_bytes, &total));
-    struct builder b = {.status = CUDNN_STATUS_SUCCESS,
-                        .alignment = p->graph.aligned                           ? 16
-                                     : p->graph.precision == VGG_PRECISION_BF16 ? 2
-                                                                                : 4};
+    struct builder b = {.status = CUDNN_STATUS_SUCCESS, .aligned = p->graph.aligned};
     cudnnBackendDescriptor_t graph = operation_graph(&b, &p->graph, handle);
     cudnnStatus_t status = b.status;
     for (size_t i = 0; b.status == CUDNN_STATUS_SUCCESS && !p->plan && i < sizeof modes / sizeof *modes; i++) {
         cudnnStatus_t found = try_heuristic(p, graph, modes[i], handle, free_bytes / 2);
         status = status == CUDNN_STATUS_ALLOC_FAILED ? status : found;
     }
+    if (status / 1000 == CUDNN_STATUS_BAD_PARAM / 1000) /* types or sizes that no graph has: another form may be taken */
+        status = CUDNN_STATUS_NOT_SUPPORTED;
     enum vgg_status ours = p->plan ? VGG_OK : vgg_cudnn_fail(ctx, status, b.what ? b.what : "the choice of an engine");
     give_back(&b);
     return ours;

@@ -81,7 +81,6 @@ void vgg_cuda_communicator_close(struct vgg_cuda_communicator *c);
 enum vgg_cuda_graph_kind {
     VGG_CUDA_CONVOLUTION,           /* x, w -> y */
     VGG_CUDA_CONVOLUTION_BIAS,      /* x, w, b -> y */
-    VGG_CUDA_CONVOLUTION_RELU,      /* x, w -> y */
     VGG_CUDA_CONVOLUTION_BIAS_RELU, /* x, w, b -> y */
     VGG_CUDA_BACKWARD_INPUT,        /* dy, w -> dx */
     VGG_CUDA_BACKWARD_WEIGHT,       /* dy, x -> dw, float32 */
