@@ -19,10 +19,10 @@ try:
 except ImportError:
     torch = None
 
-ERROR = 2.0**-9  # of rounding a normal number to bfloat16, relative: half a unit of eight bits
-# The weights' errors are independent, so sums of many products average them, and a layer's are below one
-# weight's; three layers add up. Measured: 3.1e-3 here, 2.7e-3 on net D.
-LOGITS = 3 * ERROR
+# Rounding to the eight bits of bfloat16 errs by at most 2^-8 of a number, and by 2^-8 / sqrt(3) in the root mean square,
+# being even between the two ends. The weights' errors are independent, so that is what a layer's sums err by; three layers
+# add up. Measured: 3.1e-3 here, 2.7e-3 on net D.
+LOGITS = 3 * 2.0**-8 / 3**0.5
 needs_torch = pytest.mark.skipif(torch is None, reason="torch, an optional second opinion, is not installed")
 
 

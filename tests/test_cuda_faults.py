@@ -68,7 +68,7 @@ ELSEWHERE = {
 
 @pytest.fixture(autouse=True)
 def _no_faults():
-    """None is left for the next test, whatever happens. `in_use` collects only what the test itself made: it is called often."""
+    """None is left for the next test, whatever happens. `in_use`, which is called often, collects the test's own alone."""
     gc.collect()
     gc.freeze()
     yield

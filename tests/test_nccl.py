@@ -202,22 +202,25 @@ rng = np.random.default_rng(0)
 images, labels = rng.integers(0, 256, (5, 32, 32, 1), np.uint8), np.arange(5) % 2
 data = vgg.data.ArrayDataset(images, labels, ["a", "b"])
 recipe = train.Recipe(batch=3, lr=0.002, epochs=None, iterations=2, scale=(32, 32), rgb_shift=None, holdout=0)
-trained = []
-for devices in (["cpu"], ["cuda:0", "cuda:1"]):  # batches of 2 and 1, and of 1 and 1
+trained, losses = [], []
+for devices in (["cpu"], ["cuda:0", "cuda:1"], ["cuda:0", "cuda:1"]):  # batches of 2 and 1, and of 1 and 1
     model = vgg.VGG("A", 2, 32, 1, fc_width=8, mean=[120.0], init="he", classes=["a", "b"], device=devices[0])
     before = {name: tensor.numpy().copy() for name, tensor in model.parameters.items()}
-    train.fit(model, data, recipe=recipe, devices=devices, progress=False)
+    history = train.fit(model, data, recipe=recipe, devices=devices, progress=False)
+    losses.append([row.train_loss for row in history.rows])
     trained.append({name: tensor.numpy() - before[name] for name, tensor in model.parameters.items()})
 for name, step in trained[0].items():
     error = np.linalg.norm(trained[1][name] - step)
     assert error <= 1e-3 * np.linalg.norm(step), (name, error, np.linalg.norm(step))
+    assert trained[1][name].tobytes() == trained[2][name].tobytes(), name
+np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 """
 
 
 @needs_emulator
 @pytest.mark.parametrize("lazy", ["0", "1"], ids=["eager", "lazy"])
 def test_training_on_two_devices(lazy):
-    """Buckets averaged while backward goes on give the updates of one device, to rounding."""
+    """Buckets averaged while backward goes on give the updates of one device, to rounding, and the same bits every time."""
     run(TRAINING, PTXEMU_DEVICES="2", PTXEMU_LAZY=lazy)
 
 
