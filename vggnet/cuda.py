@@ -12,9 +12,9 @@ import importlib
 import importlib.util
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from . import _C
 from ._C import DeviceError
@@ -36,7 +36,10 @@ RATES = {
 }
 PIP = "pip install 'vggnet[cuda13]'"
 
+T = TypeVar("T")
+
 _lock = threading.Lock()
+_thread = threading.local()  # .capturing
 _backend: Any = None  # vggnet._cuda, once it is open
 _why_not: str | None = None  # what went wrong the first time; it is not tried again
 
@@ -150,14 +153,92 @@ def stream(stream: Any, device: str = "cuda") -> Iterator[None]:
     require()
     handle = int(getattr(stream, "cuda_stream", getattr(stream, "ptr", stream)))
     index = _index(device)
-    try:
+    with _device_errors():
         before = _backend.set_stream(index, handle)
-    except RuntimeError as error:
-        raise DeviceError(str(error)) from None
     try:
         yield
     finally:
         _backend.set_stream(index, before)
+
+
+class Graph(Generic[T]):
+    """What a function queues on a CUDA device, captured once and replayed by one launch.
+
+    The function is called twice: once as usual, which makes plans and loads kernels, and once to be captured. A replay does
+    what was captured, with the same memory: it reads the tensors that the function read, as they are then, and writes those
+    that it made.
+
+    Parameters
+    ----------
+    function : callable without arguments
+        Its operations on the device are captured, those of the calling thread. It must not read values (``numpy()``,
+        ``float``) nor bring any to the device (arrays as arguments): make tensors of these before. Python that it runs, and
+        random seeds, are as they were when it was captured.
+    device : str
+
+    Attributes
+    ----------
+    result
+        What the function returned when it was captured; its tensors hold values after the first replay, and the last
+        replay's from then on.
+
+    Raises
+    ------
+    DeviceError
+        If there is no CUDA device, or it fails.
+    ValueError
+        If the function does what can't be captured; the message says what.
+
+    Notes
+    -----
+    Memory that the function takes is kept for the graph while it lives. Weights may change between replays, in place.
+
+    Examples
+    --------
+    >>> if is_available():
+    ...     model = vggnet.VGG("A", num_classes=10, input_size=32, fc_width=16, device="cuda")
+    ...     x = vggnet.zeros((1, 32, 32, 3), device="cuda")
+    ...     graph = Graph(lambda: model.forward(x))
+    ...     logits = graph()  # of what x holds now
+    """
+
+    def __init__(self, function: Callable[[], T], device: str = "cuda") -> None:
+        require()
+        function()
+        with _device_errors():
+            self._capture = _backend.begin_capture(_index(device))
+        _thread.capturing = True
+        try:
+            self.result = function()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # it may be spoilt, which is no news
+                _backend.end_capture(self._capture)
+            raise
+        finally:
+            _thread.capturing = False
+        with _device_errors():
+            _backend.end_capture(self._capture)
+        self._function = function  # with what it refers to: each replay reads it
+
+    def __call__(self) -> T:
+        """Replay on this thread's stream; returns `result`."""
+        with _device_errors():
+            _backend.replay(self._capture)
+        return self.result
+
+
+def capturing() -> bool:
+    """Whether this thread is making a `Graph`: what is queued then will be done later, and again."""
+    return getattr(_thread, "capturing", False)
+
+
+@contextlib.contextmanager
+def _device_errors() -> Iterator[None]:
+    """The backend's RuntimeError as what users catch."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise DeviceError(str(error)) from None
 
 
 def require() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _C, ops
+from . import _C, cuda, ops
 from .configs import (
     CONFIGS,
     STRIDE,
@@ -197,7 +197,7 @@ class VGG:
         # (layer, algorithm) -> the weights' version, and what conv2d_transform_weights made of it.
         self._transformed: dict[tuple[str, str], tuple[int, _C.Tensor]] = {}
         # precision "bf16": layer -> the weights' version, and what they are rounded to bfloat16.
-        self._rounded: dict[str, tuple[int, _C.Tensor]] = {}
+        self._rounded: dict[str, tuple[int | None, _C.Tensor]] = {}
 
     def __repr__(self) -> str:
         head = "" if self.head == "classes" else f", head={self.head!r}"
@@ -278,8 +278,9 @@ class VGG:
         if self.precision != "bf16" or weight.dtype == "bfloat16":
             return weight, bias
         version, rounded = self._rounded.get(layer.name, (None, None))
-        if rounded is None or version != weight.storage.version:
-            version = weight.storage.version
+        if rounded is None or version != weight.storage.version or cuda.capturing():
+            # A replay of the graph rounds what the weights are then, and nothing is rounded before.
+            version = None if cuda.capturing() else weight.storage.version
             rounded = weight.to(dtype="bfloat16") if rounded is None else rounded.copy_(weight)
             self._rounded[layer.name] = version, rounded
         return rounded, bias
@@ -364,8 +365,8 @@ class VGG:
             if training:
                 self._transformed.clear()  # about to be out of date, and memory is dear now
                 rng = rng if rng is not None else Rng(self.seed, np.arange(x.shape[0]))
-                if len(rng.rows) != x.shape[0]:
-                    raise ValueError(f"rng has {len(rng.rows)} rows; expected {x.shape[0]}, one an image")
+                if rng.rows.shape[0] != x.shape[0]:
+                    raise ValueError(f"rng has {rng.rows.shape[0]} rows; expected {x.shape[0]}, one an image")
             return Run(self, plan, x, rng)
         except MemoryError as error:
             raise self.too_large(error, shape, layers, training=training, keep=keep) from None

@@ -45,7 +45,7 @@ class Rng:
     ----------
     seed : int
         0 <= seed < 2**64.
-    rows : (N,) int64
+    rows : (N,) int64 array, or Tensor on the model's device
         The global counter of each row of the batch: ``epoch << 32 | image`` (see `rows_of`).
 
     Examples
@@ -55,14 +55,16 @@ class Rng:
     """
 
     seed: int
-    rows: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64] | _C.Tensor
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 1 << 64:
             raise ValueError(f"Rng: seed is {self.seed}; expected 0 <= seed < 2**64")
-        rows = np.ascontiguousarray(self.rows, dtype=np.int64)
-        if rows.ndim != 1:
-            raise ValueError(f"Rng: rows has shape {rows.shape}; expected (N,)")
+        rows = self.rows
+        if not isinstance(rows, _C.Tensor):
+            rows = np.ascontiguousarray(rows, dtype=np.int64)
+        if len(rows.shape) != 1 or rows.dtype != "int64":
+            raise ValueError(f"Rng: rows has shape {rows.shape} and dtype {rows.dtype}; expected (N,) int64")
         object.__setattr__(self, "rows", rows)
 
 

@@ -357,6 +357,7 @@ class Run:
         self._rng = rng
         self._watch = watch
         self._maps: dict[str, Any] = {"data": x}
+        self._multiplied: dict[str, tuple[_C.Tensor, _C.Tensor]] = {}  # layer -> its weights and biases
         self._versions = self._weight_versions()
         arena = plan.forward.views(plan.device)
         for tap in plan.taps:
@@ -378,7 +379,10 @@ class Run:
     # ---------------------------------------------------------------- forward
 
     def _weights(self, layer: Layer) -> tuple[_C.Tensor, _C.Tensor]:
-        return self._model.weights_of(layer)  # type: ignore[no-any-return]
+        """As the model has them for this run, which is no longer valid when they change."""
+        if layer.name not in self._multiplied:
+            self._multiplied[layer.name] = self._model.weights_of(layer)
+        return self._multiplied[layer.name]
 
     def _weight_versions(self) -> list[int]:
         return [tensor.storage.version for tensor in self._model.parameters.values()]

@@ -130,6 +130,8 @@ enum vgg_status vgg_cuda_wait(struct vgg_context *ctx, int device, cudaStream_t 
                               cudaStream_t awaited)
 {
     cudaEvent_t event;
+    if (vgg_cuda_captured(device, stream) || vgg_cuda_captured(awaited_device, awaited))
+        return vgg_cuda_refuse_capture(ctx, "one stream waits for another");
     CUDA_TRY(ctx, cudaSetDevice(awaited_device));
     CUDA_TRY(ctx, cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
     cudaError_t error = cudaEventRecord(event, awaited);
@@ -284,16 +286,13 @@ static enum vgg_status no_memory(struct vgg_context *ctx, size_t bytes)
                     bytes, ctx->device, free_bytes, total);
 }
 
-enum vgg_status vgg_cuda_allocate(struct vgg_context *ctx, void **data, size_t bytes)
+enum vgg_status vgg_cuda_pool_allocate(struct vgg_context *ctx, void **data, size_t bytes)
 {
-    *data = NULL;
-    if (bytes == 0)
-        return VGG_OK;
     struct device *d = &devices[ctx->device];
     CUDA_TRY(ctx, cudaSetDevice(ctx->device));
     CUDA_TRY(ctx, prepare_pool(d, ctx->device));
     cudaError_t error = cudaMallocAsync(data, bytes, NULL);
-    if (error == cudaErrorMemoryAllocation) { /* what was given back may still be on its way */
+    if (error == cudaErrorMemoryAllocation && !vgg_cuda_capturing(ctx->device)) { /* some may still be on its way back */
         (void)cudaGetLastError();
         if (cudaDeviceSynchronize() == cudaSuccess)
             error = cudaMallocAsync(data, bytes, NULL);
@@ -303,7 +302,7 @@ enum vgg_status vgg_cuda_allocate(struct vgg_context *ctx, void **data, size_t b
         return no_memory(ctx, bytes);
     }
     CUDA_TRY(ctx, error);
-    if (streams[ctx->device]) {
+    if (streams[ctx->device] && !vgg_cuda_capturing(ctx->device)) {
         enum vgg_status status = vgg_cuda_wait(ctx, ctx->device, streams[ctx->device], ctx->device, NULL);
         if (status != VGG_OK) {
             (void)cudaFreeAsync(*data, NULL);
@@ -319,17 +318,24 @@ enum vgg_status vgg_cuda_allocate(struct vgg_context *ctx, void **data, size_t b
     return VGG_OK;
 }
 
-void vgg_cuda_release(int device, void *data, size_t bytes)
+enum vgg_status vgg_cuda_allocate(struct vgg_context *ctx, void **data, size_t bytes)
 {
-    if (!data)
-        return;
+    *data = NULL;
+    if (bytes == 0)
+        return VGG_OK;
+    return (vgg_cuda_capturing(ctx->device) ? vgg_cuda_capture_allocate : vgg_cuda_pool_allocate)(ctx, data, bytes);
+}
+
+void vgg_cuda_pool_release(int device, void *data, size_t bytes)
+{
     struct device *d = &devices[device];
+    cudaStream_t stream = vgg_cuda_stream_beneath(device);
     int previous;
     if (cudaGetDevice(&previous) == cudaSuccess && cudaSetDevice(device) == cudaSuccess) {
         struct vgg_error error;
         struct vgg_context ctx = {.device = device, .error = &error};
-        if (streams[device])
-            (void)vgg_cuda_wait(&ctx, device, NULL, device, streams[device]);
+        if (stream)
+            (void)vgg_cuda_wait(&ctx, device, NULL, device, stream);
         (void)cudaFreeAsync(data, NULL);
         (void)cudaSetDevice(previous);
     }
@@ -337,6 +343,12 @@ void vgg_cuda_release(int device, void *data, size_t bytes)
     pthread_mutex_lock(&d->lock);
     d->current -= bytes;
     pthread_mutex_unlock(&d->lock);
+}
+
+void vgg_cuda_release(int device, void *data, size_t bytes)
+{
+    if (data && !vgg_cuda_capture_keeps(data))
+        vgg_cuda_pool_release(device, data, bytes);
 }
 
 void vgg_cuda_memory_stats(int device, struct vgg_memory_stats *stats)
@@ -412,6 +424,8 @@ enum vgg_status vgg_cuda_upload(struct vgg_context *ctx, void *to, const void *f
     struct device *d = &devices[ctx->device];
     const struct vgg_cuda_rows whole = {from_host, 1, bytes, bytes};
     cudaStream_t stream;
+    if (vgg_cuda_capturing(ctx->device))
+        return vgg_cuda_refuse_capture(ctx, "an upload");
     CUDA_PASS(vgg_cuda_enter(ctx, &stream));
     pthread_mutex_lock(&d->lock);
     enum vgg_status status = send_rows(ctx, d, to, &whole, 1, stream);
@@ -464,6 +478,8 @@ enum vgg_status vgg_cuda_stage(struct vgg_context *ctx, unsigned char **staged, 
 {
     struct device *d = &devices[ctx->device];
     cudaStream_t stream;
+    if (vgg_cuda_capturing(ctx->device))
+        return vgg_cuda_refuse_capture(ctx, "an upload");
     CUDA_PASS(vgg_cuda_enter(ctx, &stream));
     pthread_mutex_lock(&d->stage_lock);
     enum vgg_status status = fill_stage(ctx, d, pieces, count, stream);
@@ -488,6 +504,8 @@ enum vgg_status vgg_cuda_unstage(struct vgg_context *ctx)
 enum vgg_status vgg_cuda_download(struct vgg_context *ctx, void *to_host, const void *from, size_t bytes)
 {
     cudaStream_t stream;
+    if (vgg_cuda_capturing(ctx->device))
+        return vgg_cuda_refuse_capture(ctx, "a value is read");
     CUDA_PASS(vgg_cuda_enter(ctx, &stream));
     CUDA_TRY(ctx, cudaMemcpyAsync(to_host, from, bytes, cudaMemcpyDeviceToHost, stream));
     CUDA_TRY(ctx, cudaStreamSynchronize(stream));
@@ -520,6 +538,8 @@ enum vgg_status vgg_cuda_zero(struct vgg_context *ctx, void *data, size_t bytes)
 enum vgg_status vgg_cuda_synchronize(struct vgg_context *ctx)
 {
     cudaStream_t stream;
+    if (vgg_cuda_capturing(ctx->device))
+        return vgg_cuda_refuse_capture(ctx, "the device is waited for");
     CUDA_PASS(vgg_cuda_enter(ctx, &stream));
     CUDA_TRY(ctx, cudaStreamSynchronize(stream));
     return VGG_OK;

@@ -17,6 +17,7 @@ static struct plan {
     cudnnBackendDescriptor_t plan; /* NULL: no engine takes the graph */
     size_t workspace;
     uint64_t used; /* counts up; 0: the place is free */
+    bool captured; /* in a CUDA graph, whose kernels may be the plan's: it stays */
 } plans[PLANS];
 static uint64_t uses;
 static pthread_mutex_t plans_lock = PTHREAD_MUTEX_INITIALIZER; /* taken inside the device's library lock */
@@ -325,7 +326,7 @@ static bool same_graph(const struct vgg_cuda_graph *a, const struct vgg_cuda_gra
 static enum vgg_status find(struct vgg_context *ctx, struct plan **found, const struct vgg_cuda_graph *graph,
                             cudnnHandle_t handle)
 {
-    struct plan *oldest = &plans[0];
+    struct plan *oldest = NULL;
     for (struct plan *p = plans; p < plans + PLANS; p++) {
         if (p->used && p->device == ctx->device && same_graph(&p->graph, graph)) {
             p->used = ++uses;
@@ -333,9 +334,12 @@ static enum vgg_status find(struct vgg_context *ctx, struct plan **found, const 
             return p->plan ? VGG_OK
                            : vgg_fail(ctx->error, VGG_UNSUPPORTED, "cuda:%d: no engine of cuDNN takes it", ctx->device);
         }
-        if (p->used < oldest->used)
+        if (!p->captured && (!oldest || p->used < oldest->used))
             oldest = p;
     }
+    if (!oldest)
+        return vgg_fail(ctx->error, VGG_UNSUPPORTED, "cuda:%d: CUDA graphs hold %d plans of cuDNN, the most there can be",
+                        ctx->device, (int)PLANS);
     struct plan fresh = {.graph = *graph, .device = ctx->device, .used = ++uses};
     enum vgg_status status = build(ctx, &fresh, handle);
     if (status != VGG_OK && status != VGG_UNSUPPORTED)
@@ -412,6 +416,8 @@ enum vgg_status vgg_cuda_graph_run(struct vgg_context *ctx, const struct vgg_cud
     }
     if (status == VGG_OK)
         status = execute(ctx, plan, tensors, workspace, handle);
+    if (status == VGG_OK && vgg_cuda_capturing(ctx->device))
+        plan->captured = true;
     pthread_mutex_unlock(&plans_lock);
     vgg_cuda_unlock(ctx);
     vgg_cuda_release(ctx->device, more, more_bytes);

@@ -41,6 +41,40 @@ void *vgg_cuda_part(struct vgg_cuda_parts *parts, size_t count, size_t element);
 /* VGG_OK when ctx's workspace holds them. */
 enum vgg_status vgg_cuda_parts_fit(struct vgg_context *ctx, const char *op, const struct vgg_cuda_parts *parts);
 
+/* Memory of the pool itself, whatever is being captured; bytes > 0. */
+enum vgg_status vgg_cuda_pool_allocate(struct vgg_context *ctx, void **data, size_t bytes);
+void vgg_cuda_pool_release(int device, void *data, size_t bytes);
+
+/* ------------------------------------------------------------------------------------------------ CUDA graphs (capture.c) */
+
+/* What a thread queued on a device between begin and end, or is queueing. */
+struct vgg_cuda_capture {
+    int device;
+    cudaStream_t stream;   /* that it is queued on: the thread's, meanwhile */
+    cudaStream_t beneath;  /* the thread's before and after */
+    cudaGraphExec_t graph; /* NULL before the end */
+    cudaEvent_t replayed;  /* after the last replay */
+};
+
+/* What the calling thread queues from now on is not done but recorded. *c must stay where it is until it is freed. */
+enum vgg_status vgg_cuda_capture_begin(struct vgg_context *ctx, struct vgg_cuda_capture *c);
+/* By the same thread. After a failure, as after any other, *c is to be freed. */
+enum vgg_status vgg_cuda_capture_end(struct vgg_context *ctx, struct vgg_cuda_capture *c);
+/* Queues all of it on the calling thread's stream. */
+enum vgg_status vgg_cuda_capture_replay(struct vgg_context *ctx, struct vgg_cuda_capture *c);
+void vgg_cuda_capture_free(struct vgg_cuda_capture *c);
+
+/* Whether the calling thread captures on the device; whether to this stream of it; and the error of what can't be captured. */
+bool vgg_cuda_capturing(int device);
+bool vgg_cuda_captured(int device, cudaStream_t stream);
+enum vgg_status vgg_cuda_refuse_capture(struct vgg_context *ctx, const char *what);
+/* The thread's stream without regard to a capture. */
+cudaStream_t vgg_cuda_stream_beneath(int device);
+/* Memory for what is captured. */
+enum vgg_status vgg_cuda_capture_allocate(struct vgg_context *ctx, void **data, size_t bytes);
+/* Called with memory that nobody uses any more: whether a graph keeps it. */
+bool vgg_cuda_capture_keeps(const void *data);
+
 /* ------------------------------------------------------------------------------------------------ NCCL (nccl.c) */
 
 enum { VGG_CUDA_NCCL_ID_BYTES = 128 };

@@ -206,13 +206,92 @@ static PyObject *py_elapsed(PyObject *module, PyObject *args)
     return error == cudaSuccess ? PyFloat_FromDouble(1e-3 * (double)ms) : raise_cuda(error, "elapsed");
 }
 
-/* ------------------------------------------------------------------------------------------------ NCCL: vggnet/nccl.py */
-
 static PyObject *raise_error(const struct vgg_error *error)
 {
-    PyErr_SetString(error->status == VGG_OUT_OF_MEMORY ? PyExc_MemoryError : PyExc_RuntimeError, error->msg);
+    PyErr_SetString(error->status == VGG_OUT_OF_MEMORY      ? PyExc_MemoryError
+                    : error->status == VGG_INVALID_ARGUMENT ? PyExc_ValueError
+                                                            : PyExc_RuntimeError,
+                    error->msg);
     return NULL;
 }
+
+/* ------------------------------------------------------------------------------------------------ CUDA graphs */
+
+static const char capture_name[] = "vggnet.capture";
+
+static void destroy_capture(PyObject *capsule)
+{
+    struct vgg_cuda_capture *c = PyCapsule_GetPointer(capsule, capture_name);
+    PyThreadState *thread = PyEval_SaveThread();
+    vgg_cuda_capture_free(c);
+    PyEval_RestoreThread(thread);
+    PyMem_Free(c);
+}
+
+PyDoc_STRVAR(begin_capture_doc, "begin_capture(device)\n--\n\n"
+                                "What the calling thread queues on a device from now on is recorded, and not done.");
+
+static PyObject *py_begin_capture(PyObject *module, PyObject *args)
+{
+    int device;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "i:begin_capture", &device) || !check_device("begin_capture", device))
+        return NULL;
+    struct vgg_cuda_capture *c = PyMem_Malloc(sizeof *c);
+    if (!c)
+        return PyErr_NoMemory();
+    PyObject *capsule = PyCapsule_New(c, capture_name, NULL);
+    if (!capsule) {
+        PyMem_Free(c);
+        return NULL;
+    }
+    struct vgg_error error;
+    struct vgg_context context = {.backend = &vgg_cuda_backend, .device = device, .threads = 1, .error = &error};
+    if (vgg_cuda_capture_begin(&context, c) != VGG_OK) {
+        PyMem_Free(c);
+        Py_DECREF(capsule);
+        return raise_error(&error);
+    }
+    (void)PyCapsule_SetDestructor(capsule, destroy_capture);
+    return capsule;
+}
+
+/* end_capture and replay: `call` with the capsule's capture. */
+static PyObject *call_capture(PyObject *capsule, enum vgg_status (*call)(struct vgg_context *ctx, struct vgg_cuda_capture *c))
+{
+    struct vgg_cuda_capture *c = PyCapsule_GetPointer(capsule, capture_name);
+    if (!c)
+        return NULL;
+    struct vgg_error error;
+    struct vgg_context context = {.backend = &vgg_cuda_backend, .device = c->device, .threads = 1, .error = &error};
+    enum vgg_status status;
+    PyThreadState *thread = PyEval_SaveThread();
+    status = call(&context, c);
+    PyEval_RestoreThread(thread);
+    if (status != VGG_OK)
+        return raise_error(&error);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(end_capture_doc, "end_capture(capture, /)\n--\n\n"
+                              "What was recorded can be replayed from now on; by the thread that began.");
+
+static PyObject *py_end_capture(PyObject *module, PyObject *capsule)
+{
+    (void)module;
+    return call_capture(capsule, vgg_cuda_capture_end);
+}
+
+PyDoc_STRVAR(replay_doc, "replay(capture, /)\n--\n\n"
+                         "Queue on the calling thread's stream what was recorded.");
+
+static PyObject *py_replay(PyObject *module, PyObject *capsule)
+{
+    (void)module;
+    return call_capture(capsule, vgg_cuda_capture_replay);
+}
+
+/* ------------------------------------------------------------------------------------------------ NCCL: vggnet/nccl.py */
 
 PyDoc_STRVAR(nccl_id_doc, "nccl_id()\n--\n\n"
                           "A new id for open_communicator, as bytes.");
@@ -400,6 +479,9 @@ static PyMethodDef functions[] = {
     {"properties", py_properties, METH_VARARGS, properties_doc},
     {"record", py_record, METH_VARARGS, record_doc},
     {"elapsed", py_elapsed, METH_VARARGS, elapsed_doc},
+    {"begin_capture", py_begin_capture, METH_VARARGS, begin_capture_doc},
+    {"end_capture", py_end_capture, METH_O, end_capture_doc},
+    {"replay", py_replay, METH_O, replay_doc},
     {"nccl_id", py_nccl_id, METH_NOARGS, nccl_id_doc},
     {"open_communicator", py_open_communicator, METH_VARARGS, open_communicator_doc},
     {"start_mean", py_start_mean, METH_VARARGS, start_mean_doc},

@@ -283,6 +283,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "threads": args.workers,
         "strict": args.strict or None,
         "devices": args.devices,
+        "cuda_graph": args.cuda_graph,
     }
 
 

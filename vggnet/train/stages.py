@@ -192,7 +192,8 @@ def run_stages(
         A trained net that the first stage starts from (`start_from`).
     device : str
     **options
-        Of `fit`: checkpoint_every, keep, callbacks, progress, threads, strict, devices (the first is `device`).
+        Of `fit`: checkpoint_every, keep, callbacks, progress, threads, strict, devices (the first is `device`),
+        cuda_graph.
 
     Returns
     -------

@@ -30,6 +30,7 @@ from ..preprocess import check_image
 from ..progress import Progress
 from ..recipes import Recipe
 from . import advice, saved
+from .captured import CapturedPass
 from .interrupts import Interrupts
 from .layers import learning_layers
 from .memory import micro_batch
@@ -82,6 +83,7 @@ def fit(
     threads: int | None = None,
     strict: bool | None = None,
     devices: Sequence[str] | None = None,
+    cuda_graph: bool = False,
 ) -> History:
     """Train a model in place, on one device or on several.
 
@@ -122,6 +124,10 @@ def fit(
         Devices of one kind that train together, as ["cuda:0", "cuda:1"]; the model is on the first. Each batch is split among
         them, their gradients are averaged, and the result is that of one device, to rounding. CPU devices ("cpu:0", "cpu:1")
         share the threads of computing. Default: the model's device.
+    cuda_graph : bool
+        On CUDA devices: capture forward and backward pass as CUDA graphs, of batches that are whole. The results are the same
+        bits; launches cost the host less, which small nets and batches gain from. Averages of several devices then start when
+        backward is done. The images of a device must fit its memory at once.
 
     Returns
     -------
@@ -132,7 +138,7 @@ def fit(
     ValueError
         When model, data and recipe do not fit together; when the directory holds another run; when a resumed
         run differs from the checkpoint's (the message names the field; `epochs`, `iterations` and
-        `stuck_iterations` may change); when devices are unknown or do not go together.
+        `stuck_iterations` may change); when devices are unknown or do not go together; when `cuda_graph` can't be had.
     WeightsError
         When no checkpoint is intact.
     FloatingPointError
@@ -184,6 +190,7 @@ def fit(
         callbacks=callbacks,
         threads=threads,
         strict=strict,
+        cuda_graph=cuda_graph,
     )
     if checkpoint is not None:
         trainer.open(resume=resume, every=checkpoint_every)
@@ -209,6 +216,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         threads: int | None = None,
         strict: bool | None = None,
+        cuda_graph: bool = False,
     ) -> None:
         self.model, self.recipe, self.task, self.callbacks = model, recipe, task, callbacks
         self.data: Dataset = train_data
@@ -227,6 +235,9 @@ class Trainer:
         self.writer: Writer | None = None  # of rank 0, while the run goes on
         self.micro = self._micro_batch(devices)
         self.replicas = Replicas(model, devices, self.layers, world, compress=recipe.compress == "bf16")
+        self.cuda_graph = cuda_graph
+        self._check_cuda_graph()
+        self.captured: dict[int, CapturedPass] = {}  # by replica; they hold the memory that other passes need
         self.last: _C.Tensor | None = None  # the input of the last images
         self.stuck = advice.Stuck(task.guessing(model), recipe.stuck_iterations)
 
@@ -269,6 +280,22 @@ class Trainer:
         replicas = len(devices) if on_cpu else 1
         micro = micro_batch(self.model, part, self.layers, replicas=replicas, reserved=reserved)
         return int(min(self.world.gather(micro)))
+
+    def _whole(self, replica: Replica) -> int:
+        """Images of a replica's part of a whole batch."""
+        return len(share(self.recipe.batch, replica.number, self.replicas.count))
+
+    def _check_cuda_graph(self) -> None:
+        if not self.cuda_graph:
+            return
+        if not self.model.device.startswith("cuda"):
+            raise ValueError(f"fit: cuda_graph=True needs a CUDA device; the model is on {self.model.device}")
+        whole = self._whole(self.replicas.first)
+        if self.micro < whole:
+            raise ValueError(
+                f"fit: cuda_graph=True, but the {whole} images of a device go in parts of {self.micro}; expected them to "
+                "fit at once: take a smaller batch, or leave cuda_graph off"
+            )
 
     # ---- checkpoints
 
@@ -349,6 +376,7 @@ class Trainer:
             if self.checkpoints is not None and self.world.rank == 0:
                 self.writer = stack.enter_context(Writer(self.checkpoints))
             stack.enter_context(self.replicas)
+            stack.callback(self.captured.clear)
             try:
                 with self.interrupts.held(
                     self.world.size > 1
@@ -477,6 +505,7 @@ class Trainer:
                 self._step([Part(images[p], pixels[p], original[images[p]]) for p in parts])
                 if self._limit() is not None:
                     break
+        self.captured.clear()
         self.progress.stop()
 
     def _split(self, positions: npt.NDArray[np.int64], listed: int) -> list[slice]:
@@ -553,8 +582,12 @@ class Trainer:
             self.augmentation.batch(pixels, epoch, ids, model.preprocessing.mean, out=x)
             if replica is self.replicas.first:
                 self.last = x
-            run = model.run(x, training=True, rng=rng.Rng(self.recipe.seed, rng.rows_of(epoch, ids)))
-            loss = task.loss(run.logits, task.targets(self.data, geometry), count)
+            rows = rng.rows_of(epoch, ids)
+            captured = self._captured(replica, x)
+            if captured is None:
+                run = model.run(x, training=True, rng=rng.Rng(self.recipe.seed, rows))
+            logits = run.logits if captured is None else captured.forward(rows)
+            loss = task.loss(logits, task.targets(self.data, geometry), count)
             total += float(loss.value)
             wrong += loss.wrong
             if not math.isfinite(total):
@@ -562,6 +595,12 @@ class Trainer:
                 raise FloatingPointError(
                     advice.diverged(total, state.iteration + 1, state.epoch + 1, self.lr)
                 )
+            if captured is not None:
+                captured.backward(loss.gradient)
+                if ready is not None:
+                    for names in self.replicas.buckets:
+                        ready(names)
+                break  # it had all images
             run.backward(
                 {"fc8": loss.gradient},
                 weights=self.layers,
@@ -571,6 +610,16 @@ class Trainer:
             )
             del run, loss  # the run's maps, before the next run makes its own
         return total, wrong
+
+    def _captured(self, replica: Replica, x: _C.Tensor) -> CapturedPass | None:
+        """The replica's captured pass, if `x` are all images of its part of a whole batch."""
+        if not self.cuda_graph:
+            return None
+        if x.shape[0] < self._whole(replica):
+            self.captured.pop(replica.number, None)
+        elif replica.number not in self.captured:
+            self.captured[replica.number] = CapturedPass(replica, x, self.recipe.seed)
+        return self.captured.get(replica.number)
 
     def _descend(self, replica: Replica, names: Sequence[str]) -> None:
         """Update the parameters of these names."""
@@ -596,6 +645,7 @@ class Trainer:
         )
         if self.stuck.add(loss) and self.world.rank == 0 and self.last is not None:
             iterations = self.recipe.stuck_iterations
+            self.captured.clear()
             self.progress.warn(advice.stuck(self.model, self.last, iterations, state.iteration, self.lr))
         if self.writer is not None:
             self.writer.look()
