@@ -78,6 +78,34 @@ def test_train(capsys, tmp_path, folder):
         )
 
 
+def test_train_with_cuda_graphs(capsys, tmp_path, folder):
+    """The same bits as without."""
+    options = [
+        "--data",
+        folder,
+        "--config",
+        "A",
+        "--input-size",
+        32,
+        "--fc-width",
+        8,
+        "--init",
+        "he",
+        "--batch",
+        2,
+    ]
+    options += ["--scale", "34", "--lr", "0.001", "--mean", "120,120,120", "--iterations", 2]
+    trained = []
+    for out, more in ((tmp_path / "plain", []), (tmp_path / "captured", ["--cuda-graph"])):
+        command(capsys, "train", *options, *more, "--out", out, "--device", "cuda")
+        trained.append({k: v.numpy() for k, v in vgg.load(out / "model.safetensors").parameters.items()})
+    for name, weights in trained[0].items():
+        np.testing.assert_array_equal(trained[1][name], weights)
+    arguments = ["train", *options, "--cuda-graph", "--out", tmp_path / "cpu"]
+    assert cli.main([*map(str, arguments)]) == 2
+    assert "cuda_graph=True needs a CUDA device; the model is on cpu" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("protocol", ["center", "ten-crop", "dense", "multi-crop", "combined"])
 def test_evaluate(capsys, tmp_path, folder, model, protocol):
     options = ["--data", folder, "--protocol", protocol, "--scales", "36", "--grid", 2]

@@ -197,7 +197,7 @@ class VGG:
         # (layer, algorithm) -> the weights' version, and what conv2d_transform_weights made of it.
         self._transformed: dict[tuple[str, str], tuple[int, _C.Tensor]] = {}
         # precision "bf16": layer -> the weights' version, and what they are rounded to bfloat16.
-        self._rounded: dict[str, tuple[int | None, _C.Tensor]] = {}
+        self._rounded: dict[str, tuple[int, _C.Tensor]] = {}
 
     def __repr__(self) -> str:
         head = "" if self.head == "classes" else f", head={self.head!r}"
@@ -272,15 +272,15 @@ class VGG:
     def weights_of(self, layer: Layer) -> tuple[_C.Tensor, _C.Tensor]:
         """A layer's weights, as `precision` multiplies with them, and biases.
 
-        For "bf16" they are rounded once for each change of the weights themselves, which stay float32.
+        For "bf16" they are rounded once for each change of the weights themselves, which stay float32; and by each replay of
+        a CUDA graph, since they may have changed before it.
         """
         weight, bias = (self.parameters[f"{layer.name}.{kind}"] for kind in ("weight", "bias"))
         if self.precision != "bf16" or weight.dtype == "bfloat16":
             return weight, bias
         version, rounded = self._rounded.get(layer.name, (None, None))
         if rounded is None or version != weight.storage.version or cuda.capturing():
-            # A replay of the graph rounds what the weights are then, and nothing is rounded before.
-            version = None if cuda.capturing() else weight.storage.version
+            version = weight.storage.version
             rounded = weight.to(dtype="bfloat16") if rounded is None else rounded.copy_(weight)
             self._rounded[layer.name] = version, rounded
         return rounded, bias

@@ -31,7 +31,7 @@ bool vgg_cuda_captured(int device, cudaStream_t stream)
 
 cudaStream_t vgg_cuda_stream_beneath(int device)
 {
-    return captures[device] ? captures[device]->beneath : vgg_cuda_stream(device);
+    return captures[device] ? captures[device]->beneath : vgg_cuda_current_stream(device);
 }
 
 enum vgg_status vgg_cuda_refuse_capture(struct vgg_context *ctx, const char *what)
@@ -110,7 +110,7 @@ enum vgg_status vgg_cuda_capture_begin(struct vgg_context *ctx, struct vgg_cuda_
 {
     if (vgg_cuda_capturing(ctx->device))
         return vgg_cuda_refuse_capture(ctx, "another capture");
-    *c = (struct vgg_cuda_capture){.device = ctx->device, .beneath = vgg_cuda_stream(ctx->device)};
+    *c = (struct vgg_cuda_capture){.device = ctx->device, .beneath = vgg_cuda_current_stream(ctx->device)};
     enum vgg_status status = begin(ctx, c);
     if (status != VGG_OK) {
         vgg_cuda_capture_free(c);
