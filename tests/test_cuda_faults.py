@@ -44,8 +44,8 @@ LIBRARIES = {
     ),
 }
 SILENT = {"cudaGetErrorName", "cudaGetErrorString", "cudaGetLastError"}  # give no status
-# Called once a process, which has a test of its own, or for the bench (`properties`, `record`) or NCCL (test_nccl.py), and
-# not by the operations below.
+# Called once a process, which has a test of its own, or for the bench (`properties`, `record`), NCCL (test_nccl.py) or
+# CUDA graphs (test_cuda_graph.py), and not by the operations below.
 ELSEWHERE = {
     "cudaDeviceGetAttribute",
     "cudaDeviceGetDefaultMemPool",
@@ -56,12 +56,18 @@ ELSEWHERE = {
     "cudaEventQuery",
     "cudaGetDeviceCount",
     "cudaGetDeviceProperties",
+    "cudaGraphDestroy",
+    "cudaGraphExecDestroy",
+    "cudaGraphInstantiate",
+    "cudaGraphLaunch",
     "cudaHostAlloc",
     "cudaMemPoolSetAttribute",
     "cudaMemPoolTrimTo",
     "cudaRuntimeGetVersion",
+    "cudaStreamBeginCapture",
     "cudaStreamCreateWithFlags",
     "cudaStreamDestroy",
+    "cudaStreamEndCapture",
     "cudaStreamQuery",
 }
 

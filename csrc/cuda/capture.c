@@ -1,8 +1,8 @@
 /* capture.c: what a thread queues on a device, recorded as a CUDA graph and queued again as a whole. Contract: host.h.
  *
  * While a thread captures, its stream of the device is a non-blocking one of the capture's, which no other is ordered with: so
- * memory may be taken and given back on the default stream meanwhile. What is taken then is the graph's for as long as it lives,
- * since each replay writes there; what is given back during the capture serves later requests of the same size. A tensor may
+ * memory may be taken and given back on the default stream meanwhile. What is taken then is the graph's while it lives, since
+ * each replay writes there; what is given back during the capture serves later requests of the same size. A tensor may
  * outlive its graph: its memory then goes when it does. */
 #include "host.h"
 
