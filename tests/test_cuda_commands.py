@@ -175,3 +175,49 @@ def test_bench_refuses_an_emulator(capsys):
         return
     assert cli.main(["bench", "--device", "cuda", "--input-size", "32", "--fc-width", "8"]) == 1
     assert "whose times mean nothing" in capsys.readouterr().err
+
+
+def test_bf16(capsys, tmp_path, folder):
+    """A net trained with bf16 says so in its file, which every command keeps to; the CPU reads it with --precision float32."""
+    run, val = tmp_path / "run", folder / "val"
+    small = ["--config", "A", "--input-size", "32", "--fc-width", "8", "--precision", "bf16"]
+    options = [*small, "--init", "he", "--batch", 4, "--scale", "34", "--lr", "0.001", "--device", "cuda"]
+    options += ["--mean", "120,120,120"]
+    command(capsys, "train", "--data", folder, *options, "--iterations", 1, "--out", run)
+    command(capsys, "train", "--resume", run, "--iterations", 3, "--device", "cuda")
+    losses = [json.loads(line)["train_loss"] for line in (run / "history.jsonl").read_text().splitlines()]
+    assert np.isfinite(losses).all()
+    path = run / "model.safetensors"
+    assert vgg.load(path, device="cuda").precision == "bf16"
+    assert command(capsys, "info", path)["precision"] == "bf16"
+
+    test = ["evaluate", path, "--data", folder, "--protocol", "dense", "--scales", "36"]
+    posteriors = []
+    for name, device in (("gpu", ["cuda"]), ("cpu", ["cpu", "--precision", "float32"])):
+        command(capsys, *test, "--posteriors", tmp_path / name, "--device", *device)
+        posteriors.append(np.load(next((tmp_path / name).glob("*.npz")))["posteriors"])
+    assert not np.array_equal(*posteriors)
+    np.testing.assert_allclose(*posteriors, atol=0.02)
+    image = next((val / "light").iterdir())
+    said = command(capsys, "predict", path, image, "--protocol", "center", "--device", "cuda")
+    assert sum(row["probability"] for row in said["images"][0]["top"]) == pytest.approx(1, abs=1e-5)
+    out = tmp_path / "features.safetensors"
+    command(capsys, "features", val, "--model", path, "--out", out, "--scales", "34", "--device", "cuda")
+    assert all(array.dtype == np.float32 for name, array in load_file(out).items() if name == "features")
+
+    for arguments in (test, ["predict", path, image], ["features", val, "--model", path, "--out", out]):
+        assert cli.main([*map(str, arguments), "--device", "cpu"]) == 1
+        words = capsys.readouterr().err
+        assert "model.safetensors: precision is 'bf16', which device 'cpu' does not compute in" in words
+        assert "--precision float32" in words
+    plain = tmp_path / "plain.safetensors"
+    command(capsys, "convert", path, plain, "--precision", "float32", "--verify")
+    assert command(capsys, "info", plain)["precision"] == "float32"
+    options = ["--data", folder, *small[:-2], "--iterations", 1, "--batch", 2, "--out", tmp_path / "tuned"]
+    command(capsys, "train", *options, "--scale", 34, "--init-from", path)
+    for arguments in (
+        ["bench", *small],
+        ["train", "--data", str(folder), *small, "--out", str(tmp_path / "none")],
+    ):
+        assert cli.main(arguments) == 1
+        assert "VGG: precision is 'bf16'" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from typing import Any
 import vggnet as vgg
 
 from ..configs import CONFIGS
-from .common import UsageError, add_command, begin, positive, print_json
+from .common import UsageError, add_command, begin, positive, precision_option, print_json
 
 FORMATS = (
     "vggnet",
@@ -59,6 +59,7 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="to fine-tune: with another number than IN's, fc8 is drawn anew",
     )
+    precision_option(parser)
     parser.add_argument(
         "--verify",
         action="store_true",
@@ -94,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
             config=args.config,
             num_classes=args.num_classes,
             format=args.source,
+            precision=args.precision,
         )
     convert.write(model, args.output, format=to)
     result: dict[str, Any] = {

@@ -46,7 +46,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def model_facts(args: argparse.Namespace) -> dict[str, Any]:
-    model = vgg.load(args.model, device=args.device)
+    from ..convert import open_model
+
+    arguments, _ = open_model(args.model)
+    model = vgg.load(args.model, device=args.device, precision="float32")  # which every device can
     return {
         "config": model.config,
         "parameters": model.num_parameters,
@@ -54,6 +57,7 @@ def model_facts(args: argparse.Namespace) -> dict[str, Any]:
         "classes": model.classes or model.num_classes,
         "preprocessing": model.preprocessing.to_dict(),
         "pool_rounding": model.pool_rounding,
+        "precision": arguments.get("precision", "float32"),
         "layers": list(model.layer_names),
     }
 

@@ -224,7 +224,7 @@ def _trained(args: argparse.Namespace, channels: int) -> vgg.VGG | None:
     """The model of --init-from."""
     if args.init_from is None:
         return None
-    model = vgg.load(args.init_from, device=args.device)
+    model = vgg.load(args.init_from, device=args.device, precision="float32")  # its weights are what counts
     if model.in_channels != channels:
         takes = f"{args.init_from} takes images of {model.in_channels} channels"
         raise UsageError(f"--init-from: {takes}; the net has --in-channels {channels}")

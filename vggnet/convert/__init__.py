@@ -242,7 +242,7 @@ def verify(model: VGG, path: str | os.PathLike[str], *, format: str | None = Non
     from ..models import load
 
     name = format_of(path) if format is None else format
-    back = load(path, config=model.config, format=name)
+    back = load(path, config=model.config, format=name, device=model.device, precision=model.precision)
     for parameter, tensor in model.parameters.items():
         if not np.array_equal(tensor.numpy(), back.parameters[parameter].numpy()):
             raise WeightsError(f"{path}: {parameter} is not what the model has")
