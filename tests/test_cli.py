@@ -396,7 +396,7 @@ def test_train_in_stages(folder, tmp_path):
 
 def test_quickstart_small(tmp_path):
     result = json.loads(
-        fine("quickstart", "--epochs", "1", "--images", "150", "--out", "q", "--json", cwd=tmp_path)
+        fine("quickstart", "--epochs", "1", "--images", "100", "--out", "q", "--json", cwd=tmp_path)
     )
     assert [r["protocols"][0]["kind"] for r in result["reports"]] == [
         "center",
@@ -404,7 +404,7 @@ def test_quickstart_small(tmp_path):
         "multi-crop",
         "combined",
     ]
-    assert all(r["count"] == 30 for r in result["reports"])
+    assert all(r["count"] == 20 for r in result["reports"])
     out = tmp_path / "q"
     for name in ("curves.png", "predictions.png"):
         with Image.open(out / name) as picture:

@@ -62,9 +62,9 @@ sys.exit(cli.main(sys.argv[3:]))
 TIMES = {"seconds", "images_per_second"}
 
 
-def command(tree, out, net, batch, iterations):
+def command(tree, out, net, stages, batch, iterations):
     return [
-        *("train", "--data", tree, "--paper", net, "--stages", "A,256,384,jitter", "--out", out),
+        *("train", "--data", tree, "--paper", net, "--stages", ",".join(stages), "--out", out),
         *("--input-size", "32", "--scales", "36,44,56", "--fc-width", "16", "--seed", "4", "--lr", "0.001"),
         *("--batch", str(batch), "--micro-batch", "20", "--iterations", str(iterations)),
         *("--checkpoint-every", "1", "--workers", "3", "--images-per-second", "100"),
@@ -129,9 +129,9 @@ def timeless(run):
     return {**run, "state": {**run["state"], "seconds": 0.0}, "rows": rows}
 
 
-def assert_same_chain(a, b):
+def assert_same_chain(a, b, stages):
     """The same models, and in each stage's newest checkpoint the same weights, velocities, state and losses."""
-    for stage in ("A", "256", "384", "jitter"):
+    for stage in stages:
         models = [(out / stage / "model.safetensors").read_bytes() for out in (a, b)]
         assert models[0] == models[1], stage
         newest = [Checkpoints(out / stage).paths()[0] for out in (a, b)]
@@ -150,19 +150,20 @@ def assert_same_chain(a, b):
         assert all(np.isfinite(row.train_loss) and row.val_top1 is not None for row in rows[0])
 
 
-def chain(tmp_path, net, batch, iterations):
+def chain(tmp_path, *arguments):
     """An undisturbed chain; where another may go; and its command."""
     tree = tmp_path / "imagenet"
     ilsvrc_tree.make(tree, classes=4, train=40, val=10, sizes=(40, 72))
     straight, out = tmp_path / "straight", tmp_path / "killed"
-    finish(command(tree, straight, net, batch, iterations), straight)
+    finish(command(tree, straight, *arguments), straight)
     out.mkdir()
-    return straight, out, command(tree, out, net, batch, iterations)
+    return straight, out, command(tree, out, *arguments)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_a_killed_chain_goes_on_bit_for_bit(tmp_path):
-    straight, out, first = chain(tmp_path, "B", 40, 2)
+    stages = ("A", "256", "jitter")
+    straight, out, first = chain(tmp_path, "B", stages, 40, 2)
     rng = np.random.default_rng()
     killed_at_random(first, out, rng)
     kill(first, out, "micro-batch", 3)
@@ -170,13 +171,14 @@ def test_a_killed_chain_goes_on_bit_for_bit(tmp_path):
     kill(first, out, "update", 3)
     killed_at_random(first, out, rng)
     finish(first, out)
-    assert_same_chain(straight, out)
+    assert_same_chain(straight, out, stages)
 
 
 @pytest.mark.nightly
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_a_chain_of_net_d_that_is_killed_all_the_time(tmp_path):
-    straight, out, first = chain(tmp_path, "D", 50, 9)
+    stages = ("A", "256", "384", "jitter")
+    straight, out, first = chain(tmp_path, "D", stages, 50, 9)
     seed = int(np.random.default_rng().integers(1 << 32))
     rng = np.random.default_rng(seed)
     places = [
@@ -200,4 +202,4 @@ def test_a_chain_of_net_d_that_is_killed_all_the_time(tmp_path):
             died += process.returncode == -signal.SIGKILL
     assert died >= 10, seed
     finish(first, out)
-    assert_same_chain(straight, out)
+    assert_same_chain(straight, out, stages)

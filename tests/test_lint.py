@@ -26,8 +26,9 @@ C_FILES = sorted(
         pytest.param(["ruff", "format", "--check", *PYTHON_FILES], id="format"),
         pytest.param(["clang-format", "--dry-run", "-Werror", *C_FILES], id="clang-format"),
         pytest.param(["mypy"], id="mypy"),
-        pytest.param(["stubtest", "vggnet._C"], id="stubtest"),
-        *([pytest.param(["stubtest", "vggnet._cuda"], id="stubtest-cuda")] if cuda.is_available() else []),
+        pytest.param(
+            ["stubtest", "vggnet._C", *(["vggnet._cuda"] if cuda.is_available() else [])], id="stubtest"
+        ),
     ],
 )
 def test_lint(command: list[str]) -> None:

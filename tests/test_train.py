@@ -280,7 +280,7 @@ def test_colour_images_of_any_size():
 
 def test_a_small_net_learns():
     model = net(dropout=0.0)
-    recipe = Recipe(batch=4, lr=0.001, epochs=8, scale=34, rgb_shift=None, holdout=0.2)
+    recipe = Recipe(batch=4, lr=0.001, epochs=5, scale=34, rgb_shift=None, holdout=0.2)
     history = fit(model, patterns(120), recipe=recipe, progress=False)
     assert history.best.val_top1 <= 5.0
     report = vgg.evaluate.evaluate(model, patterns(40, seed=1), vgg.evaluate.Protocol("center", 34))
