@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vggnet.configs import layers_of
-from vggnet.run import nbytes
+from vggnet.run import Precision, nbytes
 
 from .bench_roofline import GPUS, Gpu, rows_of
 from .scaling_model import Layer, Level, Link, Work, fit_link, shares, speedup, timeline
@@ -20,6 +20,7 @@ GOALS = {"speedup": 1.94, "averaging": 0.03}  # of 2 replicas on 2 cores, net D,
 TITAN = Gpu(
     "GTX Titan Black",
     5.12e12,
+    0.0,  # it has no tensor cores
     0.0,
     336e9,
     "NVIDIA GeForce GTX TITAN Black specifications: 2880 cores, 889 MHz",
@@ -78,9 +79,9 @@ def work_of(net: str, rows: Iterable[tuple[str, str, float]], **options: int) ->
     return Work(forward, layers, update)
 
 
-def roofline_work(net: str, batch: int, gpu: Gpu, precision: str, speed: float = SPEED) -> Work:
+def roofline_work(net: str, batch: int, gpu: Gpu, precision: Precision, speed: float = SPEED) -> Work:
     """The work of a GPU that reaches so much of its roofline."""
-    rows = rows_of(net, batch, 224, training=True)
+    rows = rows_of(net, batch, 224, precision, training=True)
     peak = getattr(gpu, precision)
     return work_of(
         net, ((row.layer, row.direction, row.seconds(peak, gpu.bandwidth) / speed) for row in rows)
@@ -239,7 +240,7 @@ def paper_work(weeks: float) -> Work:
 
 def machine_table() -> str:
     """Markdown: 8 GPUs in one machine."""
-    cases = [
+    cases: list[tuple[Gpu, Precision, Link]] = [
         (TITAN, "float32", PCIE3),
         (RTX4090, "float32", PCIE4),
         (A100, "tf32", PCIE4),
@@ -261,7 +262,7 @@ def machine_table() -> str:
 
 
 def predicted(
-    gpu: Gpu, precision: str, levels: Sequence[Level], *, strong: bool, speed: float = SPEED
+    gpu: Gpu, precision: Precision, levels: Sequence[Level], *, strong: bool, speed: float = SPEED
 ) -> float:
     """Times one GPU's images a second: 64 images each, or 256 in all."""
     count = math.prod(level.count for level in levels)

@@ -108,6 +108,14 @@ def test_a_missing_peer_is_named(peers, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_roofline_of_the_page_is_what_its_command_computes(peers, tmp_path):
+    roofline = importlib.import_module("benchmarks.bench_roofline")
+    page, copy = ROOT / "docs" / "cuda.md", tmp_path / "cuda.md"
+    copy.write_bytes(page.read_bytes())
+    assert roofline.main(["--update", str(copy)]) == 0
+    assert copy.read_text() == page.read_text()
+
+
 def test_cost_of_protocols(peers, tmp_path, capsys):
     evaluation = importlib.import_module("benchmarks.bench_evaluation")
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
