@@ -147,6 +147,7 @@ class Steps:
         self.times: dict[int, Times] = {}
 
     def __enter__(self) -> Steps:
+        _C.keep_memory(True)  # as `train.fit` does
         self.replicas.__enter__()
         size = self.model.input_size
         self.replicas.start((max(self.counts["alone"] + self.counts["on"]), size, size, 3))
@@ -156,6 +157,7 @@ class Steps:
         for batches in self.batches.values():
             batches.close()
         self.replicas.__exit__(*error)
+        _C.keep_memory(False)
 
     def _batches(self, mode: str) -> Generator[Batch, None, None]:
         total = sum(self.counts[mode])

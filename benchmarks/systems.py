@@ -125,6 +125,7 @@ class Vggnet(System):
         self.dense = kind == "dense"
         self.model = vgg.load(folder / "model.safetensors")
         if kind == "train":
+            vgg._C.keep_memory(True)  # as `train.fit` does
             shapes = {name: p.shape for name, p in self.model.parameters.items()}
             self.grads = {name: vgg.zeros(shape) for name, shape in shapes.items()}
             self.velocity = [vgg.zeros(shape) for shape in shapes.values()]

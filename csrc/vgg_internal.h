@@ -71,6 +71,8 @@ static inline size_t vgg_align64(size_t bytes)
 /* The one place that takes memory from the system: 64-byte aligned, counted. NULL when it fails (or was told to). */
 void *vgg_allocate(size_t bytes);
 void vgg_release(void *data, size_t bytes); /* the bytes that were asked for */
+/* From the first `true` to the last `false` large blocks that are released serve the next request of as many bytes. */
+void vgg_keep_large(bool on);
 void vgg_allocation_stats(struct vgg_memory_stats *stats);
 void vgg_allocation_reset_peak(void);
 /* Test hook: the n-th allocation from now (1 is the next) fails, once; 0 switches it off. */

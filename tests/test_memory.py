@@ -188,3 +188,43 @@ def test_loading_does_not_hold_the_weights_twice(tmp_path) -> None:
     done = subprocess.run([sys.executable, "-c", LOAD, str(path)], capture_output=True, text=True, check=True)
     figures = json.loads(done.stdout)
     assert figures["rss"] <= 1.75 * figures["parameters"], figures
+
+
+RESIDENT = """
+import gc
+import numpy as np
+import vggnet as vgg
+from vggnet.memory import kept
+
+def resident():
+    gc.collect()
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+def give_and_take(count, megabytes):
+    for _ in range(count):
+        vgg.zeros((megabytes << 18,))
+
+give_and_take(1, 1)
+before = resident()
+give_and_take(3, 200)
+assert resident() - before < 50e6, "kept though nobody asked for it"
+with kept():
+    with kept():
+        give_and_take(3, 200)
+    assert 200e6 < resident() - before < 250e6, "not kept"
+    a = vgg.zeros((200 << 18,))
+    assert not a.numpy().any() and resident() - before < 250e6, "the kept block was not taken"
+    del a
+    give_and_take(1, 300)
+    assert 300e6 < resident() - before < 350e6, "two sizes were kept"
+    tensors = [vgg.zeros((70 << 18,)) for _ in range(12)]
+    del tensors
+    assert resident() - before < 9 * 75e6, "more blocks than there are places"
+assert resident() - before < 50e6, "not given back"
+"""
+
+
+def test_large_memory_is_kept_while_somebody_asks_for_it() -> None:
+    """For the next request of the same size only; by the resident set."""
+    done = subprocess.run([sys.executable, "-c", RESIDENT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -11,38 +11,63 @@ static atomic_size_t current_bytes, peak_bytes, allocations;
 static atomic_size_t fail_countdown; /* 0: off */
 
 /* Blocks that were given back are kept for the next one that asks for as many bytes: pass after pass of a net takes the same
- * arena and workspace, whose pages the system would fill with zeros each time. A kept block's first bytes are its size. Not
- * kept under AddressSanitizer, which is to see what reads a block that is gone. */
+ * arenas and workspaces, whose pages the system would fill with zeros each time. A kept block's first bytes are its size. Small
+ * ones, of up to SMALL bytes, are kept always and displace each other. Large ones, arenas, are kept while somebody has asked for
+ * it (then a training step of net D on one thread takes 6 % less), and make room when another size is asked for, so that the
+ * arenas of different passes never add up. Nothing is kept under AddressSanitizer, which is to see what reads a block that is
+ * gone. */
+enum { KEPT_SMALL = 3, KEPT_LARGE = 8, SMALL = 64 << 20 };
+static _Atomic(void *) kept[KEPT_SMALL + KEPT_LARGE];
+static atomic_int keepers; /* of large ones */
 #ifdef __SANITIZE_ADDRESS__
-enum { KEPT = 0 };
+static const bool keeps = false;
 #else
-enum { KEPT = 3 };
+static const bool keeps = true;
 #endif
-enum { KEPT_MOST = 64 << 20 }; /* bytes of one: zeroing what is larger is a small part of what its pass costs */
-static _Atomic(void *) kept[KEPT + 1];
 
 static bool keepable(size_t bytes)
 {
-    return bytes >= 2 * HUGE_PAGE && bytes <= KEPT_MOST;
+    return keeps && bytes >= 2 * HUGE_PAGE && (bytes <= SMALL || atomic_load(&keepers) > 0);
 }
 
-/* Puts a block into a place, and gives back the one that was there. */
-static void keep(void *data, int place)
+/* The places for blocks of a size: *count from the one that is returned. */
+static _Atomic(void *) *places(size_t bytes, unsigned *count)
 {
-    free(atomic_exchange(&kept[place], data));
+    *count = bytes > SMALL ? KEPT_LARGE : KEPT_SMALL;
+    return bytes > SMALL ? kept + KEPT_SMALL : kept;
+}
+
+/* Puts a block, or NULL, into a place, and gives back the one that was there. */
+static void keep(void *data, _Atomic(void *) *place)
+{
+    free(atomic_exchange(place, data));
 }
 
 /* A kept block of this size, or NULL. A block that is looked at is in no place meanwhile, so nobody else can take it. */
 static void *take_kept(size_t bytes)
 {
-    for (int place = 0; place < KEPT; place++) {
-        void *data = atomic_exchange(&kept[place], NULL);
+    unsigned count;
+    _Atomic(void *) *place = places(bytes, &count);
+    for (; count > 0; count--, place++) {
+        void *data = atomic_exchange(place, NULL);
         if (data != NULL && *(size_t *)data == bytes)
             return data;
         if (data != NULL)
             keep(data, place);
     }
     return NULL;
+}
+
+static void give_back_large(void)
+{
+    for (int place = KEPT_SMALL; place < KEPT_SMALL + KEPT_LARGE; place++)
+        keep(NULL, &kept[place]);
+}
+
+void vgg_keep_large(bool on)
+{
+    if (atomic_fetch_add(&keepers, on ? 1 : -1) == 1 && !on)
+        give_back_large(); /* what another thread gives back at this moment may stay until the next time */
 }
 
 /* True for exactly one of the allocations that race for the last count. */
@@ -72,6 +97,8 @@ void *vgg_allocate(size_t bytes)
     if (bytes > PTRDIFF_MAX - 64 || told_to_fail())
         return NULL;
     void *data = keepable(bytes) ? take_kept(bytes) : NULL;
+    if (data == NULL && bytes > SMALL)
+        give_back_large();
     if (data == NULL && (data = take_new(bytes)) == NULL)
         return NULL;
     size_t now = atomic_fetch_add(&current_bytes, bytes) + bytes;
@@ -86,10 +113,12 @@ void vgg_release(void *data, size_t bytes)
 {
     if (data == NULL)
         return;
-    if (KEPT > 0 && keepable(bytes)) {
+    if (keepable(bytes)) {
         static atomic_uint turn;
+        unsigned count;
+        _Atomic(void *) *place = places(bytes, &count);
         *(size_t *)data = bytes;
-        keep(data, (int)(atomic_fetch_add(&turn, 1) % KEPT));
+        keep(data, place + atomic_fetch_add(&turn, 1) % count);
     } else
         free(data);
     atomic_fetch_sub(&current_bytes, bytes);

@@ -224,6 +224,20 @@ static PyObject *py_memory_stats(PyObject *module, PyObject *args, PyObject *kwa
     return dict;
 }
 
+PyDoc_STRVAR(keep_memory_doc, "keep_memory(on, /)\n--\n\n"
+                              "For vggnet.memory.kept: from the first True to the last False the CPU's memory that is given back\n"
+                              "serves the next request of as many bytes.");
+
+static PyObject *py_keep_memory(PyObject *module, PyObject *on)
+{
+    (void)module;
+    int truth = PyObject_IsTrue(on);
+    if (truth < 0)
+        return NULL;
+    vgg_keep_large(truth);
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(reset_peak_doc, "reset_peak_memory(device='cpu')\n--\n\n"
                              "Make memory_stats(device)[\"peak\"] equal to \"current\".");
 
@@ -510,6 +524,7 @@ PyMethodDef vggpy_device_functions[] = {
     {"devices", py_devices, METH_NOARGS, devices_doc},
     {"memory_stats", VGGPY_KEYWORDS(py_memory_stats), memory_stats_doc},
     {"reset_peak_memory", VGGPY_KEYWORDS(py_reset_peak), reset_peak_doc},
+    {"keep_memory", py_keep_memory, METH_O, keep_memory_doc},
     {"register_backend", py_register_backend, METH_O, register_backend_doc},
     {"cpu_backend_capsule", py_cpu_backend, METH_NOARGS, cpu_backend_doc},
     {"set_num_threads", VGGPY_KEYWORDS(py_set_num_threads), set_num_threads_doc},

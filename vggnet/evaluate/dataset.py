@@ -16,6 +16,7 @@ from .. import parallel
 from ..data import Broken, Loader
 from ..data.base import single_labels
 from ..data.loader import share
+from ..memory import kept
 from .passes import Pyramid, Rows, average, build_pyramid, crops_per_image, key_of, part_posteriors
 from .presets import Preset, model_facts
 from .protocol import Protocol, check_scales, resolve
@@ -135,20 +136,21 @@ def compare(
     )
     clock = time.perf_counter()
     batches = loader.batches(range(first, last))
-    for numbers, chunk, _ in cast("Iterable[tuple[Rows, list[Pyramid], Rows]]", batches):
-        waited += time.perf_counter() - clock
-        results = {}
-        for key, (model, part) in parts.items():
+    with kept():
+        for numbers, chunk, _ in cast("Iterable[tuple[Rows, list[Pyramid], Rows]]", batches):
+            waited += time.perf_counter() - clock
+            results = {}
+            for key, (model, part) in parts.items():
+                clock = time.perf_counter()
+                results[key] = part_posteriors(model, chunk, part)
+                spent[key] += time.perf_counter() - clock
+            for group, count in zip(groups, counts, strict=True):
+                each = [average([results[id(m), part] for part in p.parts()]) for m, p in group]
+                count.add(numbers, average(each), labels[numbers])
+            if progress is not None:
+                progress((int(numbers[-1]) + 1 - first) * n // (last - first), n)  # all are about as far
+            world.alive()
             clock = time.perf_counter()
-            results[key] = part_posteriors(model, chunk, part)
-            spent[key] += time.perf_counter() - clock
-        for group, count in zip(groups, counts, strict=True):
-            each = [average([results[id(m), part] for part in p.parts()]) for m, p in group]
-            count.add(numbers, average(each), labels[numbers])
-        if progress is not None:
-            progress((int(numbers[-1]) + 1 - first) * n // (last - first), n)  # all are about as far
-        world.alive()
-        clock = time.perf_counter()
     seconds = [waited + sum(spent[key] for key in _used(group)) for group in groups]
     seconds = _together(world, loader, counts, seconds)
     names, broken = _names_sha256(dataset), sorted(loader.broken, key=lambda b: b.index)

@@ -25,6 +25,7 @@ from ..data import Loader, epoch_order, rescaled_image, split
 from ..data.loader import Broken, share
 from ..evaluate.report import tells_top5
 from ..history import History, Row
+from ..memory import kept
 from ..parallel import Ready, Replica, Replicas, World
 from ..preprocess import check_image
 from ..progress import Progress
@@ -373,6 +374,7 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             self.interrupts = stack.enter_context(Interrupts(terminate=self.checkpoints is not None))
             stack.enter_context(progress)
+            stack.enter_context(kept())
             if self.checkpoints is not None and self.world.rank == 0:
                 self.writer = stack.enter_context(Writer(self.checkpoints))
             stack.enter_context(self.replicas)
