@@ -12,10 +12,10 @@ static atomic_size_t fail_countdown; /* 0: off */
 
 /* Blocks that were given back are kept for the next one that asks for as many bytes: pass after pass of a net takes the same
  * arenas and workspaces, whose pages the system would fill with zeros each time. A kept block's first bytes are its size. Small
- * ones, of up to SMALL bytes, are kept always and displace each other. Large ones, arenas, are kept while somebody has asked for
- * it (then a training step of net D on one thread takes 6 % less), and make room when another size is asked for, so that the
- * arenas of different passes never add up. Nothing is kept under AddressSanitizer, which is to see what reads a block that is
- * gone. */
+ * ones, of up to SMALL bytes, are kept always and displace each other. Large ones, arenas, are kept while somebody has asked
+ * for it (a training step of net D on one thread takes 6 % less then), and make room when another size is asked for, so that
+ * the arenas of different passes never add up. Nothing is kept under AddressSanitizer, which is to see what reads a block that
+ * is gone. */
 enum { KEPT_SMALL = 3, KEPT_LARGE = 8, SMALL = 64 << 20 };
 static _Atomic(void *) kept[KEPT_SMALL + KEPT_LARGE];
 static atomic_int keepers; /* of large ones */
