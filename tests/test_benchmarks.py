@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +117,39 @@ def test_the_roofline_of_the_page_is_what_its_command_computes(peers, tmp_path):
     copy.write_bytes(page.read_bytes())
     assert roofline.main(["--update", str(copy)]) == 0
     assert copy.read_text() == page.read_text()
+
+
+def part_that_works(device, seconds):
+    yield f"on {device}"
+
+
+def part_that_raises(device, seconds):
+    yield "half of it"
+    raise ValueError("the other half")
+
+
+def part_that_crashes(device, seconds):
+    yield "until now"
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def part_that_hangs(device, seconds):
+    yield "soon"
+    time.sleep(100)
+
+
+def test_a_part_of_the_gpu_check_that_fails_leaves_the_report_whole(peers, tmp_path):
+    gpu_check, out = importlib.import_module("benchmarks.bench_gpu_check"), tmp_path / "report.md"
+    parts = {f.__name__: f for f in (part_that_raises, part_that_crashes, part_that_works)}
+    assert gpu_check.check(parts, "cuda:7", 60, out) == ["part_that_raises", "part_that_crashes"]
+    _, raised, crashed, worked = out.read_text().split("\n## ")
+    assert raised.startswith("part_that_raises: FAILED\n\nhalf of it\n\n```\nTraceback")
+    assert "ValueError: the other half" in raised
+    assert crashed.strip() == "part_that_crashes: FAILED with status -9\n\nuntil now"
+    assert worked.strip() == "part_that_works\n\non cuda:7"
+    assert gpu_check.run_part(part_that_hangs, "cuda", 1.0)[1] == "stopped after 1 s"
+    assert gpu_check.check({"late": part_that_works}, "cuda", 0, out) == ["late"]
+    assert out.read_text().strip().endswith("## late: no time was left")
 
 
 def test_cost_of_protocols(peers, tmp_path, capsys):
