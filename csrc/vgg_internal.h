@@ -289,6 +289,15 @@ struct vgg_first_weight {
     size_t ahead_bytes; /* may be 0 */
 };
 
+/* grad[d][j] = sum over d' of weight[d'] grad[d'][j] / total, summed in device order in float64, for j = first .. first +
+ * count - 1 and each of the devices. Every ISA gives the same bits. */
+struct vgg_average {
+    float *const *grad;
+    const double *weight;
+    double total;
+    size_t devices, first, count;
+};
+
 /* What kernels do: SLOT(enumerator, name). */
 #define VGG_EACH_SLOT(SLOT) \
     SLOT(GEMM, gemm) \
@@ -310,7 +319,8 @@ struct vgg_first_weight {
     SLOT(FIRST_FORWARD, first_forward) \
     SLOT(FIRST_GRADIENT, first_gradient) \
     SLOT(FIRST_INPUT, first_input) \
-    SLOT(FIRST_WEIGHT, first_weight)
+    SLOT(FIRST_WEIGHT, first_weight) \
+    SLOT(AVERAGE, average)
 
 #define VGG_SLOT_ENUMERATOR(enumerator, name) VGG_SLOT_##enumerator,
 enum vgg_slot { VGG_EACH_SLOT(VGG_SLOT_ENUMERATOR) VGG_SLOT_COUNT };
@@ -327,6 +337,7 @@ typedef void vgg_first_forward_run(const struct vgg_first_forward *);
 typedef void vgg_first_gradient_run(const struct vgg_first_gradient *);
 typedef void vgg_first_input_run(const struct vgg_first_input *);
 typedef void vgg_first_weight_run(const struct vgg_first_weight *);
+typedef void vgg_average_run(const struct vgg_average *);
 
 /* A row of kernels.def: the kernel, its ISA and its tile. */
 struct vgg_kernel {
@@ -347,6 +358,7 @@ struct vgg_kernel {
         vgg_first_gradient_run *first_gradient;
         vgg_first_input_run *first_input;
         vgg_first_weight_run *first_weight;
+        vgg_average_run *average;
     } run;
 };
 

@@ -32,6 +32,7 @@ _C.conv2d(x[..., :3], np.repeat(w[..., :3], 2, axis=0))
 _C.conv2d_backward_input(y, w[..., :3])
 _C.conv2d_backward_weight(y, x[..., :3])
 _C.linear_backward_weight(_C.linear(x[0, :8, 0], w[:, 0, 0]), x[0, :8, 0])
+_C.average_gradients_([[_C.zeros((64,))]])
 y = y.numpy().tolist()
 state = {"info": _C.build_info(), "kernels": _C.kernels(), "threads": _C.get_num_threads()}
 print(json.dumps({**state, "y": y}))

@@ -105,6 +105,37 @@ def test_average(device, rng, size, devices):
         assert len({t.numpy().tobytes() for t in tensors}) == 1
 
 
+def test_average_has_the_bits_of_its_formula_with_every_isa(isa, rng):
+    """Sums in float64, in the order of the devices, nothing fused, one division: also of Inf, NaN and subnormals."""
+    for size in (
+        1,
+        31,
+        32,
+        33,
+        1000,
+        40_003,
+    ):  # of 4 vectors of up to 8: a remainder, none, many; several tasks
+        arrays = (rng.standard_normal((3, size)) * 10.0 ** rng.integers(-44, 38, (3, size))).astype(
+            np.float32
+        )
+        arrays[rng.random(arrays.shape) < 0.05] = np.inf
+        arrays[rng.random(arrays.shape) < 0.05] = -np.inf
+        arrays[rng.random(arrays.shape) < 0.05] = np.nan
+        weights = rng.uniform(0.1, 3, 3)
+        weights[1] = weights[0]  # and what is 0 shows whether a product was rounded
+        arrays[1, ::3], arrays[2, ::3] = -arrays[0, ::3], 0
+        total, divisor = np.zeros(size), 0.0
+        with np.errstate(invalid="ignore", over="ignore"):
+            for weight, array in zip(weights, arrays.astype(np.float64), strict=True):
+                total += weight * array
+                divisor += weight
+            expected = (total / divisor).astype(np.float32)
+        tensors = [put(a) for a in arrays]
+        ops.average_gradients_([[t] for t in tensors], weights=list(weights))
+        for t in tensors:
+            np.testing.assert_array_equal(t.numpy(), expected)
+
+
 def test_average_of_lists(device, rng, threads):
     shapes = [(3, 5), (0,), (70_001,)]
     arrays = [[rng.standard_normal(s).astype(np.float32) for s in shapes] for _ in range(3)]

@@ -19,40 +19,31 @@ enum vgg_status vgg_average_check(const double *weight, size_t devices, struct v
     return VGG_OK;
 }
 
-enum { CHUNK = 1 << 10 }; /* elements a task, summed in float64 on the stack */
+enum { CHUNK = 1 << 14 }; /* elements a task */
 
 struct averaging {
-    float *const *grad;
-    const double *weight;
-    double total;
-    size_t devices, size;
+    const struct vgg_kernel *kernel;
+    struct vgg_average whole;
 };
 
 static void average_task(void *argument, size_t task, int thread)
 {
     (void)thread;
     const struct averaging *a = argument;
-    double sum[CHUNK] = {0};
-    size_t end, begin = vgg_chunk(&end, task, CHUNK, a->size), count = end - begin;
-    for (size_t d = 0; d < a->devices; d++) {
-        const float *restrict grad = a->grad[d] + begin;
-        double weight = a->weight[d];
-        for (size_t j = 0; j < count; j++)
-            sum[j] += weight * (double)grad[j];
-    }
-    for (size_t d = 0; d < a->devices; d++) {
-        float *restrict grad = a->grad[d] + begin;
-        for (size_t j = 0; j < count; j++)
-            grad[j] = (float)(sum[j] / a->total);
-    }
+    struct vgg_average part = a->whole;
+    size_t end;
+    part.first = vgg_chunk(&end, task, CHUNK, a->whole.count);
+    part.count = end - part.first;
+    a->kernel->run.average(&part);
 }
 
 enum vgg_status vgg_cpu_average(struct vgg_context *const *ctx, float *const *grad, const double *weight, size_t devices,
                                 size_t size)
 {
-    struct averaging a = {.grad = grad, .weight = weight, .devices = devices, .size = size};
+    struct averaging a = {vgg_kernel(VGG_SLOT_AVERAGE), {.grad = grad, .weight = weight, .devices = devices, .count = size}};
     for (size_t d = 0; d < devices; d++)
-        a.total += weight[d];
+        a.whole.total += weight[d];
+    vgg_kernel_count_use(a.kernel);
     vgg_parallel_for(ctx[0]->device, vgg_cpu_threads(ctx[0], devices * size * sizeof(float)), vgg_ceil_div(size, CHUNK),
                      average_task, &a);
     return VGG_OK;
