@@ -16,6 +16,7 @@ import pytest
 import vggnet as vgg
 from vggnet import configs, dense
 
+import emulator
 from helpers import survives_failed_allocations, where
 from reference import dropout, max_pool2d, net, softmax
 from tolerance import EPS32, relative_l2
@@ -26,6 +27,26 @@ DROP6, DROP7 = 6, 7  # purposes of the random numbers, part of the checkpoint fo
 # A layer adds a few roundings of its inputs' size (tolerance.py), independent of the layers before: 19 of
 # them stay below.
 CLOSE = 1e-5
+
+
+def on_devices(names, values, emulated):
+    """Parametrize by `values` on every kind of device. Where CUDA is emulated, those that are not among `emulated` wait for the
+    nightly run: they call nothing that these and the tests of single operations do not."""
+    devices = ["cpu", *(["cuda"] if vgg.cuda.is_available() else [])]
+    slow = emulator.library() is not None
+    cases = [
+        pytest.param(
+            device,
+            *(value if isinstance(value, tuple) else (value,)),
+            marks=[pytest.mark.nightly] if slow and device == "cuda" and value not in emulated else [],
+        )
+        for device in devices
+        for value in values
+    ]
+    return pytest.mark.parametrize(f"device, {names}", cases, indirect=["device"])
+
+
+EVERY_KIND_OF_LAYER = ("A-LRN", "C")
 
 
 def build(config, seed=0, **options):
@@ -78,7 +99,7 @@ def test_parameters_of_a_whole_model(config):
 # ---------------------------------------------------------------------------------------------- forward
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@on_devices("config", CONFIGS, emulated=EVERY_KIND_OF_LAYER)
 def test_every_named_map(device, config):
     model, parameters = build(config)
     x, _ = batch(model, 2)
@@ -159,7 +180,7 @@ def assert_gradients(grads, dx, expected, expected_dx):
     assert relative_l2(dx, expected_dx) < CLOSE, "dx"
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@on_devices("config", CONFIGS, emulated=EVERY_KIND_OF_LAYER)
 def test_gradients_are_those_of_its_own_maps(device, config):
     model, parameters = build(config)
     x, _ = batch(model, 2)
@@ -229,7 +250,7 @@ def test_loss_and_gradients_over_seeds(config):
 
 
 def test_micro_batches_add_up(device):
-    model, _ = build("C")
+    model, _ = build("A")
     x, labels = batch(model, 5)
     rng = vgg.Rng(3, np.arange(5))
     loss, whole = model.loss_and_gradients(x, labels, rng=rng)
@@ -291,9 +312,13 @@ def test_changed_weights_invalidate_a_run(device):
 # ---------------------------------------------------------------------------------------------- dense
 
 
-@pytest.mark.parametrize("rounding", ["floor", "ceil"])
-@pytest.mark.parametrize("size", [(64, 64), (64, 101), (97, 64), (135, 79)], ids=str)
-def test_dense(device, rounding, size):
+@on_devices(
+    "height, width, rounding",
+    [(*size, r) for size in ((64, 64), (64, 101), (97, 64), (135, 79)) for r in ("floor", "ceil")],
+    emulated=[(64, 101, "floor"), (135, 79, "ceil")],
+)
+def test_dense(device, height, width, rounding):
+    size = height, width
     model, parameters = build("B", input_size=64, pool_rounding=rounding)
     x, _ = batch(model, 2, size=size)
     expected = net.dense("B", parameters, x.astype(np.float64), 64, rounding == "ceil")
