@@ -1,5 +1,5 @@
-"""Everything that wants a real GPU, in one go, with a report: whole nets against the CPU, times by layer, PyTorch where it is
-installed, and the tests. An emulator is refused: what runs there is in the tests already.
+"""Everything that wants a real GPU, in one go, with a report: whole nets against the CPU, times by layer, CUDA graphs, PyTorch
+where it is installed, and the tests. An emulator is refused: what runs there is in the tests already.
 
 Each part runs in a process of its own, since an error on a GPU may leave its process without it, and the report is written
 after each: a part that fails, crashes or has no time left says so, with what it found until then. Example::
@@ -131,6 +131,38 @@ def row(direction: str, batch: int, precision: str, ms: float) -> str:
     return f"| {direction} | {batch} | {precision} | {ms:.3f} | {1e3 * batch / ms:,.0f} |"
 
 
+def graphs(device: str, seconds: float) -> Iterator[str]:
+    """Forward passes of net D as CUDA graphs: the bits of the pass, and what is left of its time."""
+    yield from ("| batch | precision | ms | ms as a graph | bits |", "|---:|---|---:|---:|---|")
+    wrong = False
+    for batch in (1, 8, 64):
+        x = vgg.tensor(
+            np.random.default_rng(0).standard_normal((batch, 224, 224, 3), dtype=np.float32), device=device
+        )
+        for precision in PRECISIONS:
+            net = vgg.VGG("D", init="he", device=device, precision=precision)
+            forward = functools.partial(net.forward, x)
+            graph = vgg.cuda.Graph(forward, device)
+            same = np.array_equal(graph().numpy(), forward().numpy())
+            wrong = wrong or not same
+            ms = " | ".join(f"{1e3 * queued(function, device):.3f}" for function in (forward, graph))
+            yield f"| {batch} | {precision} | {ms} | {'equal' if same else 'DIFFERENT'} |"
+            del net, forward, graph
+    if wrong:
+        raise FailedCheckError
+
+
+def queued(function: Callable[[], Any], device: str, calls: int = 20) -> float:
+    """The least seconds a call of some that are queued one after the other."""
+    times = []
+    for _ in range(5):
+        begin = vgg.cuda.record(device)
+        for _ in range(calls):
+            function()
+        times.append(vgg.cuda.elapsed(begin, vgg.cuda.record(device)) / calls)
+    return min(times)
+
+
 def peer(device: str, seconds: float) -> Iterator[str]:
     """PyTorch on the same net and batches: channels-last memory, cuDNN's own search, bfloat16 by autocast."""
     if importlib.util.find_spec("torch") is None:
@@ -221,7 +253,14 @@ def tests(device: str, seconds: float) -> Iterator[str]:
 
 
 Part = Callable[[str, float], Iterator[str]]
-PARTS: dict[str, Part] = {"machine": machine, "nets": nets, "speed": speed, "peer": peer, "tests": tests}
+PARTS: dict[str, Part] = {
+    "machine": machine,
+    "nets": nets,
+    "speed": speed,
+    "graphs": graphs,
+    "peer": peer,
+    "tests": tests,
+}
 
 
 def run_part(part: Part, device: str, seconds: float) -> tuple[str, str]:
