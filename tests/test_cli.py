@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import vggnet as vgg
 from PIL import Image
+from vggnet.cli import common
 from vggnet.cli import evaluate as evaluate_command
 from vggnet.preprocess import FILTERS
 
@@ -85,7 +86,7 @@ def test_help_has_examples_and_common_options(command):
 
 def test_choices_are_those_of_the_package():
     assert evaluate_command.KINDS == vgg.evaluate.KINDS
-    assert evaluate_command.FILTERS == FILTERS
+    assert common.FILTERS == FILTERS
 
 
 def test_version_tells_the_build():

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..parallel import World
     from ..preprocess import Channels
 
+FILTERS = ("bilinear", "bicubic", "lanczos", "box")  # of preprocess, which would load Pillow
 SIZES = {"k": 10, "m": 20, "g": 30, "t": 40}
 
 
@@ -213,6 +214,37 @@ def precision_option(parser: argparse._ActionsContainer) -> None:
         choices=("float32", "tf32", "bf16"),
         help="tf32: a GPU may round the factors of products to 10 bits, for its tensor cores; bf16, on GPUs only: maps, and "
         "the weights that they are multiplied with, have 8 bits (default: the model's, float32)",
+    )
+
+
+def filter_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--filter", choices=FILTERS, default="bicubic", help="of rescaling (default: bicubic)"
+    )
+
+
+def pass_options(parser: argparse.ArgumentParser) -> None:
+    """How the images of a data set go through nets: what `evaluate` and `features` share."""
+    weight_dtype_option(parser)
+    precision_option(parser)
+    parser.add_argument(
+        "--batch",
+        type=positive,
+        default=32,
+        metavar="N",
+        help="a pass takes N crops, or as many pixels (default: 32)",
+    )
+    parser.add_argument(
+        "--memory",
+        type=size_in_bytes,
+        default=1 << 30,
+        metavar="SIZE",
+        help="for one dense pass, such as 512M or 2G (default: 1G)",
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="stop at the first image that cannot be read (default: at 1 %% of them)",
     )
 
 

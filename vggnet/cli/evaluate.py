@@ -15,22 +15,20 @@ from .common import (
     add_command,
     columns,
     data_option,
+    filter_option,
     join,
     open_data,
+    pass_options,
     positive,
     positive_list,
-    precision_option,
     print_json,
-    size_in_bytes,
-    weight_dtype_option,
 )
 
 if TYPE_CHECKING:
     from ..evaluate import Preset, Protocol, Report
 
-# Those of vggnet.evaluate and vggnet.preprocess: loading these would keep every --help waiting.
+# Those of vggnet.evaluate: loading it would keep every --help waiting.
 KINDS = ("center", "ten-crop", "multi-crop", "dense", "combined")
-FILTERS = ("bilinear", "bicubic", "lanczos", "box")
 
 EXAMPLES = """\
   vggnet evaluate model.safetensors --data sample --protocol center,dense,multi-crop,combined
@@ -85,27 +83,12 @@ def add_parser(commands: Any) -> None:
         metavar="FILE",
         help="average posteriors that --posteriors stored, instead of evaluating models",
     )
-    weight_dtype_option(parser)
-    precision_option(parser)
-    parser.add_argument(
-        "--batch", type=positive, default=32, metavar="N", help="crops in one forward pass (default: 32)"
-    )
-    parser.add_argument(
-        "--memory",
-        type=size_in_bytes,
-        metavar="SIZE",
-        help="for one dense pass, such as 512M or 2G (default: 1G)",
-    )
     parser.add_argument(
         "--posteriors",
         metavar="DIR",
         help="store the report of each row of the table, with labels and posteriors, in an .npz file in this folder",
     )
-    parser.add_argument(
-        "--strict",
-        action="store_true",
-        help="stop at the first image that cannot be read (default: at 1 %% of them)",
-    )
+    pass_options(parser)
 
 
 def protocol_options(parser: argparse.ArgumentParser, default: str, *, several: bool = False) -> None:
@@ -143,12 +126,7 @@ def protocol_options(parser: argparse.ArgumentParser, default: str, *, several: 
         default="scores",
         help="what dense averages over positions (default: scores, as the paper)",
     )
-    parser.add_argument(
-        "--filter",
-        choices=FILTERS,
-        default="bicubic",
-        help="of rescaling (default: bicubic)",
-    )
+    filter_option(parser)
 
 
 def _kinds(text: str) -> list[str]:
@@ -281,9 +259,7 @@ def _rows(args: argparse.Namespace) -> list[Preset]:
     for name, default in OF_A_ROW.items():
         if getattr(args, name) != default:
             raise UsageError(f"--paper says how to test; leave out --{name}")
-    options = {
-        name: value for name in ("filter", "batch", "memory") if (value := getattr(args, name)) is not None
-    }
+    options = {name: getattr(args, name) for name in ("filter", "batch", "memory")}
     try:
         rows = [preset(name) for name in dict.fromkeys(args.paper.split(","))]
     except ValueError as error:

@@ -12,15 +12,12 @@ from .common import (
     UsageError,
     add_command,
     begin,
+    filter_option,
     open_data,
-    positive,
+    pass_options,
     positive_list,
-    precision_option,
     print_json,
-    size_in_bytes,
-    weight_dtype_option,
 )
-from .evaluate import FILTERS
 
 if TYPE_CHECKING:
     from ..features.extraction import LabelledImages
@@ -87,30 +84,8 @@ def add_parser(commands: Any) -> None:
         default=True,
         help="average with the mirror image (default: yes)",
     )
-    parser.add_argument(
-        "--filter", choices=FILTERS, default="bicubic", help="of rescaling (default: bicubic)"
-    )
-    weight_dtype_option(parser)
-    precision_option(parser)
-    parser.add_argument(
-        "--batch",
-        type=positive,
-        default=32,
-        metavar="N",
-        help="a pass takes the pixels of N crops (default: 32)",
-    )
-    parser.add_argument(
-        "--memory",
-        type=size_in_bytes,
-        default=1 << 30,
-        metavar="SIZE",
-        help="for one dense pass, such as 512M or 2G (default: 1G)",
-    )
-    parser.add_argument(
-        "--strict",
-        action="store_true",
-        help="stop at the first image that cannot be read (default: at 1 %% of them)",
-    )
+    filter_option(parser)
+    pass_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
