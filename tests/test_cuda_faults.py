@@ -5,6 +5,7 @@ import gc
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -439,6 +440,32 @@ def test_first_calls_of_a_process(name, words):
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith(words), run.stdout
+
+
+def test_a_failed_wait_leaves_what_is_on_its_way():
+    """Uploads that still lie in pinned memory, as they do where nothing runs before it is waited for, keep their bytes."""
+    code = """
+import emulator, numpy as np
+from vggnet import _C, DeviceError
+for name in ("cudaEventSynchronize", "cudaEventRecord"):
+    before = [_C.tensor(np.full(5, i, np.float32), device="cuda") for i in range(8)]
+    emulator.fail(f"{name}:1:999")
+    try:
+        _C.tensor(np.full(5, 8, np.float32), device="cuda")
+    except DeviceError:
+        emulator.fail()
+    after = [_C.tensor(np.full(5, 10 + i, np.float32), device="cuda") for i in range(4)]
+    assert [t.numpy()[0] for t in before + after] == [*range(8), 10, 11, 12, 13], name
+"""
+    path = f"{ENVIRONMENT['PYTHONPATH']}:{Path(__file__).parent}"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env=ENVIRONMENT | {"PTXEMU_LAZY": "1", "PTXEMU_EXIT": "99", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
 
 
 def test_a_broken_device_says_so_and_counts_its_memory():

@@ -383,15 +383,17 @@ static enum vgg_status make_ring(struct vgg_context *ctx, struct device *d)
     return VGG_OK;
 }
 
-/* Sends the `filled` bytes of the current slot to `to`, and waits until the next slot has been fetched. */
+/* Sends the `filled` bytes of the current slot to `to`, and goes on to the next. */
 static enum vgg_status send_slot(struct vgg_context *ctx, struct device *d, void *to, size_t filled, cudaStream_t stream)
 {
     if (filled == 0)
         return VGG_OK;
     CUDA_TRY(ctx, cudaMemcpyAsync(to, d->ring + (size_t)d->slot * SLOT_BYTES, filled, cudaMemcpyHostToDevice, stream));
-    CUDA_TRY(ctx, cudaEventRecord(d->fetched[d->slot], stream));
+    cudaError_t error = cudaEventRecord(d->fetched[d->slot], stream);
+    if (error != cudaSuccess) /* no event tells when the slot may be filled again */
+        (void)cudaStreamSynchronize(stream);
+    CUDA_TRY(ctx, error);
     d->slot = (d->slot + 1) % SLOTS;
-    CUDA_TRY(ctx, cudaEventSynchronize(d->fetched[d->slot]));
     return VGG_OK;
 }
 
@@ -405,6 +407,8 @@ static enum vgg_status send_rows(struct vgg_context *ctx, struct device *d, unsi
             const unsigned char *from = pieces[i].from + row * pieces[i].stride;
             for (size_t left = pieces[i].row_bytes; left;) {
                 size_t part = vgg_min_size(left, SLOT_BYTES - filled);
+                if (filled == 0)
+                    CUDA_TRY(ctx, cudaEventSynchronize(d->fetched[d->slot]));
                 memcpy(d->ring + (size_t)d->slot * SLOT_BYTES + filled, from, part);
                 from += part;
                 left -= part;
