@@ -61,13 +61,15 @@ def train(n, out, arguments, **options):
 
 
 def begin(n, out, arguments):
-    """Start it, and wait until all processes run."""
+    """Start it, and wait until all processes run; it, and their ids by rank."""
     for path in out.glob("pid.*"):
         path.unlink()
     process = launcher.start(n, "-c", PROGRAM, out, *arguments)
-    while process.poll() is None and len(list(out.glob("pid.*"))) < n:
+    while True:
+        numbers = [path.read_text() for path in sorted(out.glob("pid.*"))]
+        if process.poll() is not None or sum(map(bool, numbers)) == n:  # a file appears before it is written
+            return process, [int(number) for number in numbers if number]
         time.sleep(0.02)
-    return process, [int((out / f"pid.{rank}").read_text() or 0) for rank in range(n)]
 
 
 def assert_same(a, b):
@@ -101,8 +103,10 @@ def images(tmp_path_factory):
 def straight(tmp_path_factory, images):
     """An undisturbed run of two processes: two epochs of 200 images, in batches of 36, the last of 20."""
     out = tmp_path_factory.mktemp("straight")
+    begin = time.monotonic()
     status, output = train(2, out, command(images, out, 36, "--epochs", "2"))
     assert status == 0, output
+    (out / "seconds").write_text(str(time.monotonic() - begin))
     return out
 
 
@@ -123,10 +127,10 @@ def test_processes_train_what_devices_of_one_process_do_bit_for_bit(tmp_path, im
     assert output.count("Wrote ") == 1
 
 
-def kill_at_random(first, out, n, rng):
+def kill_at_random(straight, first, out, n, rng):
     """Start, and kill a random process at a random moment; whether that ended the run."""
     process, pids = begin(n, out, go_on(first, out))
-    time.sleep(rng.uniform(0.5, 4.0))
+    time.sleep(rng.uniform(0, float((straight / "seconds").read_text())))
     rank = int(rng.integers(n))
     alive = process.poll() is None
     if alive:
@@ -150,7 +154,7 @@ def end_and_compare(straight, out, first, n=2):
 def test_a_killed_rank_ends_the_run_which_goes_on_bit_for_bit(tmp_path, images, straight):
     rng = np.random.default_rng()
     first = command(images, tmp_path, 36, "--epochs", "2")
-    kill_at_random(first, tmp_path, 2, rng)
+    kill_at_random(straight, first, tmp_path, 2, rng)
     end_and_compare(straight, tmp_path, first)
 
 
@@ -165,7 +169,7 @@ def test_ranks_that_are_killed_50_times(tmp_path, images, straight):
         first = command(images, out, 36, "--epochs", "2")
         for _ in range(5):
             if not (out / "model.safetensors").exists():
-                died += kill_at_random(first, out, 2, rng)
+                died += kill_at_random(straight, first, out, 2, rng)
         end_and_compare(straight, out, first)
         runs += 1
         assert runs < 100, seed
