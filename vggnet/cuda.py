@@ -39,7 +39,6 @@ PIP = "pip install 'vggnet[cuda13]'"
 T = TypeVar("T")
 
 _lock = threading.Lock()
-_thread = threading.local()  # .capturing
 _backend: Any = None  # vggnet._cuda, once it is open
 _why_not: str | None = None  # what went wrong the first time; it is not tried again
 
@@ -191,10 +190,12 @@ class Graph(Generic[T]):
 
     Notes
     -----
-    Memory that the function takes is kept for the graph while it lives. Weights may change between replays, in place.
+    Memory that the function takes is kept for the graph while it lives. Weights may change between replays, in place, but not
+    by them. Replays of one graph wait for each other.
 
     Examples
     --------
+    >>> import vggnet
     >>> if is_available():
     ...     model = vggnet.VGG("A", num_classes=10, input_size=32, fc_width=16, device="cuda")
     ...     x = vggnet.zeros((1, 32, 32, 3), device="cuda")
@@ -205,19 +206,9 @@ class Graph(Generic[T]):
     def __init__(self, function: Callable[[], T], device: str = "cuda") -> None:
         require()
         function()
+        self.result: T
         with _device_errors():
-            self._capture = _backend.begin_capture(_index(device))
-        _thread.capturing = True
-        try:
-            self.result = function()
-        except BaseException:
-            with contextlib.suppress(RuntimeError):  # it may be spoilt, which is no news
-                _backend.end_capture(self._capture)
-            raise
-        finally:
-            _thread.capturing = False
-        with _device_errors():
-            _backend.end_capture(self._capture)
+            self._capture, self.result = _backend.capture(_index(device), function)
         self._function = function  # with what it refers to: each replay reads it
 
     def __call__(self) -> T:
@@ -227,9 +218,9 @@ class Graph(Generic[T]):
         return self.result
 
 
-def capturing() -> bool:
-    """Whether this thread is making a `Graph`: what is queued then will be done later, and again."""
-    return getattr(_thread, "capturing", False)
+def capturing(device: str = "cuda") -> bool:
+    """Whether this thread is making a `Graph` on a device: what is queued then will be done later, and again."""
+    return _backend is not None and bool(_backend.capturing(_index(device)))
 
 
 @contextlib.contextmanager

@@ -279,7 +279,7 @@ class VGG:
         if self.precision != "bf16" or weight.dtype == "bfloat16":
             return weight, bias
         version, rounded = self._rounded.get(layer.name, (None, None))
-        if rounded is None or version != weight.storage.version or cuda.capturing():
+        if rounded is None or version != weight.storage.version or cuda.capturing(self.device):
             version = weight.storage.version
             rounded = weight.to(dtype="bfloat16") if rounded is None else rounded.copy_(weight)
             self._rounded[layer.name] = version, rounded

@@ -2,6 +2,7 @@
 #define _DEFAULT_SOURCE /* madvise */
 #include "../vgg_internal.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -11,63 +12,91 @@ static atomic_size_t current_bytes, peak_bytes, allocations;
 static atomic_size_t fail_countdown; /* 0: off */
 
 /* Blocks that were given back are kept for the next one that asks for as many bytes: pass after pass of a net takes the same
- * arenas and workspaces, whose pages the system would fill with zeros each time. A kept block's first bytes are its size. Small
- * ones, of up to SMALL bytes, are kept always and displace each other. Large ones, arenas, are kept while somebody has asked
- * for it (a training step of net D on one thread takes 6 % less then), and make room when another size is asked for, so that
- * the arenas of different passes never add up. Nothing is kept under AddressSanitizer, which is to see what reads a block that
- * is gone. */
+ * arenas and workspaces, whose pages the system would fill with zeros each time. Small ones, of up to SMALL bytes, are kept
+ * always, in places of their own. Large ones, arenas, are kept while somebody has asked for it (a training step of net D on one
+ * thread takes 6 % less then), and make room when another large size is asked for, so that the arenas of different passes never
+ * add up. Nothing is kept under AddressSanitizer, which is to see what reads a block that is gone. */
 enum { KEPT_SMALL = 3, KEPT_LARGE = 8, SMALL = 64 << 20 };
-static _Atomic(void *) kept[KEPT_SMALL + KEPT_LARGE];
-static atomic_int keepers; /* of large ones */
+static struct kept {
+    void *data; /* NULL: the place is vacant */
+    size_t bytes;
+} kept[KEPT_SMALL + KEPT_LARGE];
+static unsigned turn;                                         /* whose place is taken when none is vacant */
+static unsigned keepers;                                      /* of large ones */
+static pthread_mutex_t kept_lock = PTHREAD_MUTEX_INITIALIZER; /* of the four above */
 #ifdef __SANITIZE_ADDRESS__
 static const bool keeps = false;
 #else
 static const bool keeps = true;
 #endif
 
-static bool keepable(size_t bytes)
-{
-    return keeps && bytes >= 2 * HUGE_PAGE && (bytes <= SMALL || atomic_load(&keepers) > 0);
-}
-
 /* The places for blocks of a size: *count from the one that is returned. */
-static _Atomic(void *) *places(size_t bytes, unsigned *count)
+static struct kept *places(size_t bytes, unsigned *count)
 {
     *count = bytes > SMALL ? KEPT_LARGE : KEPT_SMALL;
     return bytes > SMALL ? kept + KEPT_SMALL : kept;
 }
 
-/* Puts a block, or NULL, into a place, and gives back the one that was there. */
-static void keep(void *data, _Atomic(void *) *place)
+static void give_back(struct kept *place, unsigned count)
 {
-    free(atomic_exchange(place, data));
+    for (; count > 0; count--, place++) {
+        free(place->data);
+        place->data = NULL;
+    }
 }
 
-/* A kept block of this size, or NULL. A block that is looked at is in no place meanwhile, so nobody else can take it. */
+/* A kept block of this size, or NULL; then the other large ones make room for a large one. */
 static void *take_kept(size_t bytes)
 {
     unsigned count;
-    _Atomic(void *) *place = places(bytes, &count);
-    for (; count > 0; count--, place++) {
-        void *data = atomic_exchange(place, NULL);
-        if (data != NULL && *(size_t *)data == bytes)
-            return data;
-        if (data != NULL)
-            keep(data, place);
-    }
-    return NULL;
+    struct kept *place = places(bytes, &count);
+    void *data = NULL;
+    pthread_mutex_lock(&kept_lock);
+    for (unsigned i = 0; i < count && data == NULL; i++)
+        if (place[i].data != NULL && place[i].bytes == bytes) {
+            data = place[i].data;
+            place[i].data = NULL;
+        }
+    if (data == NULL && bytes > SMALL)
+        give_back(place, count);
+    pthread_mutex_unlock(&kept_lock);
+    return data;
 }
 
-static void give_back_large(void)
+/* Whether the block was kept. */
+static bool keep(void *data, size_t bytes)
 {
-    for (int place = KEPT_SMALL; place < KEPT_SMALL + KEPT_LARGE; place++)
-        keep(NULL, &kept[place]);
+    unsigned count, vacant = 0;
+    struct kept *place = places(bytes, &count);
+    pthread_mutex_lock(&kept_lock);
+    bool wanted = keeps && bytes >= 2 * HUGE_PAGE && (bytes <= SMALL || keepers > 0);
+    if (wanted) {
+        while (vacant < count && place[vacant].data != NULL)
+            vacant++;
+        if (vacant == count) {
+            vacant = turn++ % count;
+            give_back(place + vacant, 1);
+        }
+        place[vacant] = (struct kept){data, bytes};
+    }
+    pthread_mutex_unlock(&kept_lock);
+    return wanted;
+}
+
+static void give_back_all(void)
+{
+    pthread_mutex_lock(&kept_lock);
+    give_back(kept, KEPT_SMALL + KEPT_LARGE);
+    pthread_mutex_unlock(&kept_lock);
 }
 
 void vgg_keep_large(bool on)
 {
-    if (atomic_fetch_add(&keepers, on ? 1 : -1) == 1 && !on)
-        give_back_large(); /* what another thread gives back at this moment may stay until the next time */
+    pthread_mutex_lock(&kept_lock);
+    keepers = on ? keepers + 1 : keepers - 1;
+    if (keepers == 0)
+        give_back(kept + KEPT_SMALL, KEPT_LARGE);
+    pthread_mutex_unlock(&kept_lock);
 }
 
 /* True for exactly one of the allocations that race for the last count. */
@@ -96,10 +125,12 @@ void *vgg_allocate(size_t bytes)
 {
     if (bytes > PTRDIFF_MAX - 64 || told_to_fail())
         return NULL;
-    void *data = keepable(bytes) ? take_kept(bytes) : NULL;
-    if (data == NULL && bytes > SMALL)
-        give_back_large();
-    if (data == NULL && (data = take_new(bytes)) == NULL)
+    void *data = bytes >= 2 * HUGE_PAGE ? take_kept(bytes) : NULL;
+    if (data == NULL && (data = take_new(bytes)) == NULL) {
+        give_back_all();
+        data = take_new(bytes);
+    }
+    if (data == NULL)
         return NULL;
     size_t now = atomic_fetch_add(&current_bytes, bytes) + bytes;
     size_t peak = atomic_load(&peak_bytes);
@@ -113,13 +144,7 @@ void vgg_release(void *data, size_t bytes)
 {
     if (data == NULL)
         return;
-    if (keepable(bytes)) {
-        static atomic_uint turn;
-        unsigned count;
-        _Atomic(void *) *place = places(bytes, &count);
-        *(size_t *)data = bytes;
-        keep(data, place + atomic_fetch_add(&turn, 1) % count);
-    } else
+    if (!keep(data, bytes))
         free(data);
     atomic_fetch_sub(&current_bytes, bytes);
 }

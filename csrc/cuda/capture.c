@@ -17,6 +17,7 @@ static struct block {
 } blocks[BLOCKS];
 static size_t taken;                                                          /* of BLOCKS */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;                      /* of the two above */
+static pthread_mutex_t replay_lock = PTHREAD_MUTEX_INITIALIZER;               /* a graph is launched by one thread at a time */
 static _Thread_local struct vgg_cuda_capture *captures[VGG_CUDA_MAX_DEVICES]; /* the calling thread's, while they go on */
 
 bool vgg_cuda_capturing(int device)
@@ -42,10 +43,18 @@ enum vgg_status vgg_cuda_refuse_capture(struct vgg_context *ctx, const char *wha
 
 /* ------------------------------------------------------------------------------------------------ memory */
 
-static struct block *find(const void *data, size_t bytes, const struct vgg_cuda_capture *owner)
+static struct block *block_of(const void *data) /* NULL: a vacant place */
 {
     for (struct block *b = blocks; b < blocks + BLOCKS; b++)
-        if (owner ? b->owner == owner && b->bytes == bytes && !b->used : b->data == data)
+        if (b->data == data)
+            return b;
+    return NULL;
+}
+
+static struct block *unused(const struct vgg_cuda_capture *owner, size_t bytes)
+{
+    for (struct block *b = blocks; b < blocks + BLOCKS; b++)
+        if (b->data && b->owner == owner && !b->used && b->bytes == bytes)
             return b;
     return NULL;
 }
@@ -54,21 +63,22 @@ enum vgg_status vgg_cuda_capture_allocate(struct vgg_context *ctx, void **data, 
 {
     const struct vgg_cuda_capture *c = captures[ctx->device];
     enum vgg_status status = VGG_OK;
+    *data = NULL;
     pthread_mutex_lock(&lock);
-    struct block *b = find(NULL, bytes, c);
-    if (!b && !(b = find(NULL, 0, NULL))) {
+    struct block *b = unused(c, bytes), *vacant = b ? NULL : block_of(NULL);
+    if (!b && !vacant) {
         status = vgg_fail(ctx->error, VGG_UNSUPPORTED, "cuda:%d: CUDA graphs hold %d pieces of memory, the most there can be",
                           ctx->device, (int)BLOCKS);
-    } else if (!b->data) {
-        status = vgg_cuda_pool_allocate(ctx, &b->data, bytes);
+    } else if (!b) {
+        status = vgg_cuda_pool_allocate(ctx, data, bytes);
         if (status == VGG_OK) {
-            *b = (struct block){b->data, bytes, ctx->device, false, c};
+            *vacant = (struct block){*data, bytes, ctx->device, true, c};
             taken++;
         }
-    }
-    if (status == VGG_OK)
+    } else {
         b->used = true;
-    *data = status == VGG_OK ? b->data : NULL;
+        *data = b->data;
+    }
     pthread_mutex_unlock(&lock);
     return status;
 }
@@ -83,7 +93,7 @@ bool vgg_cuda_capture_keeps(const void *data)
 {
     bool kept = false;
     pthread_mutex_lock(&lock);
-    struct block *b = taken ? find(data, 0, NULL) : NULL;
+    struct block *b = taken ? block_of(data) : NULL;
     if (b) {
         kept = b->owner;
         b->used = false;
@@ -92,6 +102,18 @@ bool vgg_cuda_capture_keeps(const void *data)
     }
     pthread_mutex_unlock(&lock);
     return kept;
+}
+
+enum vgg_status vgg_cuda_capture_cublas(struct vgg_context *ctx, void **workspace, size_t *bytes)
+{
+    struct vgg_cuda_capture *c = captures[ctx->device];
+    int major = 0;
+    CUDA_TRY(ctx, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ctx->device));
+    *bytes = (size_t)(major == 9 || major == 10 ? 32 : major == 12 ? 12 : 4) << 20; /* as cuBLAS takes by itself */
+    if (!c->workspace)
+        CUDA_PASS(vgg_cuda_capture_allocate(ctx, &c->workspace, *bytes));
+    *workspace = c->workspace;
+    return VGG_OK;
 }
 
 /* ------------------------------------------------------------------------------------------------ graphs */
@@ -126,14 +148,24 @@ enum vgg_status vgg_cuda_capture_end(struct vgg_context *ctx, struct vgg_cuda_ca
     cudaGraph_t graph = NULL;
     captures[c->device] = NULL;
     vgg_cuda_set_stream(c->device, c->beneath);
+    if (c->workspace)
+        (void)vgg_cuda_capture_keeps(c->workspace);
     CUDA_TRY(ctx, cudaStreamEndCapture(c->stream, &graph)); /* an error when something in between spoilt it */
     cudaError_t error = cudaGraphInstantiate(&c->graph, graph, 0);
     (void)cudaGraphDestroy(graph);
     if (error != cudaSuccess)
         c->graph = NULL;
     CUDA_TRY(ctx, error);
-    /* The memory was taken on the default stream. */
-    return c->beneath ? vgg_cuda_wait(ctx, c->device, c->beneath, c->device, NULL) : VGG_OK;
+    CUDA_TRY(ctx, cudaEventRecord(c->replayed, NULL)); /* the memory was taken on the default stream */
+    return VGG_OK;
+}
+
+static enum vgg_status replay(struct vgg_context *ctx, struct vgg_cuda_capture *c, cudaStream_t stream)
+{
+    CUDA_TRY(ctx, cudaStreamWaitEvent(stream, c->replayed, 0)); /* replays write to the same memory */
+    CUDA_TRY(ctx, cudaGraphLaunch(c->graph, stream));
+    CUDA_TRY(ctx, cudaEventRecord(c->replayed, stream));
+    return VGG_OK;
 }
 
 enum vgg_status vgg_cuda_capture_replay(struct vgg_context *ctx, struct vgg_cuda_capture *c)
@@ -142,10 +174,10 @@ enum vgg_status vgg_cuda_capture_replay(struct vgg_context *ctx, struct vgg_cuda
     if (vgg_cuda_capturing(ctx->device))
         return vgg_cuda_refuse_capture(ctx, "a replay");
     CUDA_PASS(vgg_cuda_enter(ctx, &stream));
-    CUDA_TRY(ctx, cudaStreamWaitEvent(stream, c->replayed, 0)); /* two replays write to the same memory */
-    CUDA_TRY(ctx, cudaGraphLaunch(c->graph, stream));
-    CUDA_TRY(ctx, cudaEventRecord(c->replayed, stream));
-    return VGG_OK;
+    pthread_mutex_lock(&replay_lock);
+    enum vgg_status status = replay(ctx, c, stream);
+    pthread_mutex_unlock(&replay_lock);
+    return status;
 }
 
 void vgg_cuda_capture_free(struct vgg_cuda_capture *c)

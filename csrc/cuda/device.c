@@ -202,10 +202,17 @@ enum vgg_status vgg_cuda_lock_cublas(struct vgg_context *ctx, cublasHandle_t *ha
     if (status == CUBLAS_STATUS_SUCCESS)
         status = vgg_cublas.cublasSetStream_v2(d->cublas, stream);
     *handle = d->cublas;
-    if (status == CUBLAS_STATUS_SUCCESS)
-        return VGG_OK;
-    vgg_cuda_unlock(ctx);
-    return vgg_cublas_fail(ctx, status, "cublasCreate");
+    enum vgg_status ours = status == CUBLAS_STATUS_SUCCESS ? VGG_OK : vgg_cublas_fail(ctx, status, "cublasCreate");
+    if (ours == VGG_OK && vgg_cuda_capturing(ctx->device)) { /* until the next cublasSetStream */
+        void *workspace;
+        size_t bytes;
+        ours = vgg_cuda_capture_cublas(ctx, &workspace, &bytes);
+        if (ours == VGG_OK && (status = vgg_cublas.cublasSetWorkspace_v2(d->cublas, workspace, bytes)) != CUBLAS_STATUS_SUCCESS)
+            ours = vgg_cublas_fail(ctx, status, "cublasSetWorkspace");
+    }
+    if (ours != VGG_OK)
+        vgg_cuda_unlock(ctx);
+    return ours;
 }
 
 enum vgg_status vgg_cuda_lock_cudnn(struct vgg_context *ctx, cudnnHandle_t *handle, cudaStream_t stream)

@@ -53,12 +53,13 @@ struct vgg_cuda_capture {
     cudaStream_t stream;   /* that it is queued on: the thread's, meanwhile */
     cudaStream_t beneath;  /* the thread's before and after */
     cudaGraphExec_t graph; /* NULL before the end */
-    cudaEvent_t replayed;  /* after the last replay */
+    cudaEvent_t replayed;  /* after the last replay; before the first, after the memory was taken */
+    void *workspace;       /* cuBLAS's, or NULL */
 };
 
 /* What the calling thread queues from now on is not done but recorded. *c must stay where it is until it is freed. */
 enum vgg_status vgg_cuda_capture_begin(struct vgg_context *ctx, struct vgg_cuda_capture *c);
-/* By the same thread. After a failure, as after any other, *c is to be freed. */
+/* By the same thread, whatever happened in between. After a failure *c is to be freed, too. */
 enum vgg_status vgg_cuda_capture_end(struct vgg_context *ctx, struct vgg_cuda_capture *c);
 /* Queues all of it on the calling thread's stream. */
 enum vgg_status vgg_cuda_capture_replay(struct vgg_context *ctx, struct vgg_cuda_capture *c);
@@ -72,6 +73,8 @@ enum vgg_status vgg_cuda_refuse_capture(struct vgg_context *ctx, const char *wha
 cudaStream_t vgg_cuda_stream_beneath(int device);
 /* Memory for what is captured. */
 enum vgg_status vgg_cuda_capture_allocate(struct vgg_context *ctx, void **data, size_t bytes);
+/* The workspace of cuBLAS in the capture, which by itself would take memory that nobody counts. */
+enum vgg_status vgg_cuda_capture_cublas(struct vgg_context *ctx, void **workspace, size_t *bytes);
 /* Called with memory that nobody uses any more: whether a graph keeps it. */
 bool vgg_cuda_capture_keeps(const void *data);
 

@@ -14,6 +14,7 @@
     X(cublasCreate_v2) \
     X(cublasDestroy_v2) \
     X(cublasSetStream_v2) \
+    X(cublasSetWorkspace_v2) \
     X(cublasSetMathMode) \
     X(cublasSgemm_v2) \
     X(cublasGemmEx) \

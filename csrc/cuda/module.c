@@ -228,19 +228,24 @@ static void destroy_capture(PyObject *capsule)
     PyMem_Free(c);
 }
 
-PyDoc_STRVAR(begin_capture_doc, "begin_capture(device)\n--\n\n"
-                                "What the calling thread queues on a device from now on is recorded, and not done.");
+PyDoc_STRVAR(capture_doc, "capture(device, function)\n--\n\n"
+                          "Call it while what the calling thread queues on a device is recorded, and not done.\n\n"
+                          "Returns\n-------\n"
+                          "(capture, result)\n"
+                          "    For replay, and what the function returned.");
 
-static PyObject *py_begin_capture(PyObject *module, PyObject *args)
+static PyObject *py_capture(PyObject *module, PyObject *args)
 {
     int device;
+    PyObject *function;
     (void)module;
-    if (!PyArg_ParseTuple(args, "i:begin_capture", &device) || !check_device("begin_capture", device))
+    if (!PyArg_ParseTuple(args, "iO:capture", &device, &function) || !check_device("capture", device))
         return NULL;
-    struct vgg_cuda_capture *c = PyMem_Malloc(sizeof *c);
+    struct vgg_cuda_capture *c = PyMem_Calloc(1, sizeof *c);
     if (!c)
         return PyErr_NoMemory();
-    PyObject *capsule = PyCapsule_New(c, capture_name, NULL);
+    c->device = device;
+    PyObject *capsule = PyCapsule_New(c, capture_name, destroy_capture);
     if (!capsule) {
         PyMem_Free(c);
         return NULL;
@@ -248,38 +253,31 @@ static PyObject *py_begin_capture(PyObject *module, PyObject *args)
     struct vgg_error error;
     struct vgg_context context = {.backend = &vgg_cuda_backend, .device = device, .threads = 1, .error = &error};
     if (vgg_cuda_capture_begin(&context, c) != VGG_OK) {
-        PyMem_Free(c);
         Py_DECREF(capsule);
         return raise_error(&error);
     }
-    (void)PyCapsule_SetDestructor(capsule, destroy_capture);
-    return capsule;
+    PyObject *result = PyObject_CallNoArgs(function);
+    enum vgg_status status = vgg_cuda_capture_end(&context, c);
+    if (result && status != VGG_OK) { /* after an exception it may be spoilt, which is no news */
+        Py_CLEAR(result);
+        raise_error(&error);
+    }
+    PyObject *pair = result ? Py_BuildValue("(OO)", capsule, result) : NULL;
+    Py_XDECREF(result);
+    Py_DECREF(capsule);
+    return pair;
 }
 
-/* end_capture and replay: `call` with the capsule's capture. */
-static PyObject *call_capture(PyObject *capsule, enum vgg_status (*call)(struct vgg_context *ctx, struct vgg_cuda_capture *c))
-{
-    struct vgg_cuda_capture *c = PyCapsule_GetPointer(capsule, capture_name);
-    if (!c)
-        return NULL;
-    struct vgg_error error;
-    struct vgg_context context = {.backend = &vgg_cuda_backend, .device = c->device, .threads = 1, .error = &error};
-    enum vgg_status status;
-    PyThreadState *thread = PyEval_SaveThread();
-    status = call(&context, c);
-    PyEval_RestoreThread(thread);
-    if (status != VGG_OK)
-        return raise_error(&error);
-    Py_RETURN_NONE;
-}
+PyDoc_STRVAR(capturing_doc, "capturing(device)\n--\n\n"
+                            "Whether the calling thread's function is being captured.");
 
-PyDoc_STRVAR(end_capture_doc, "end_capture(capture, /)\n--\n\n"
-                              "What was recorded can be replayed from now on; by the thread that began.");
-
-static PyObject *py_end_capture(PyObject *module, PyObject *capsule)
+static PyObject *py_capturing(PyObject *module, PyObject *args)
 {
+    int device;
     (void)module;
-    return call_capture(capsule, vgg_cuda_capture_end);
+    if (!PyArg_ParseTuple(args, "i:capturing", &device) || !check_device("capturing", device))
+        return NULL;
+    return PyBool_FromLong(vgg_cuda_capturing(device));
 }
 
 PyDoc_STRVAR(replay_doc, "replay(capture, /)\n--\n\n"
@@ -288,7 +286,18 @@ PyDoc_STRVAR(replay_doc, "replay(capture, /)\n--\n\n"
 static PyObject *py_replay(PyObject *module, PyObject *capsule)
 {
     (void)module;
-    return call_capture(capsule, vgg_cuda_capture_replay);
+    struct vgg_cuda_capture *c = PyCapsule_GetPointer(capsule, capture_name);
+    if (!c)
+        return NULL;
+    struct vgg_error error;
+    struct vgg_context context = {.backend = &vgg_cuda_backend, .device = c->device, .threads = 1, .error = &error};
+    enum vgg_status status;
+    PyThreadState *thread = PyEval_SaveThread();
+    status = vgg_cuda_capture_replay(&context, c);
+    PyEval_RestoreThread(thread);
+    if (status != VGG_OK)
+        return raise_error(&error);
+    Py_RETURN_NONE;
 }
 
 /* ------------------------------------------------------------------------------------------------ NCCL: vggnet/nccl.py */
@@ -479,8 +488,8 @@ static PyMethodDef functions[] = {
     {"properties", py_properties, METH_VARARGS, properties_doc},
     {"record", py_record, METH_VARARGS, record_doc},
     {"elapsed", py_elapsed, METH_VARARGS, elapsed_doc},
-    {"begin_capture", py_begin_capture, METH_VARARGS, begin_capture_doc},
-    {"end_capture", py_end_capture, METH_O, end_capture_doc},
+    {"capture", py_capture, METH_VARARGS, capture_doc},
+    {"capturing", py_capturing, METH_VARARGS, capturing_doc},
     {"replay", py_replay, METH_O, replay_doc},
     {"nccl_id", py_nccl_id, METH_NOARGS, nccl_id_doc},
     {"open_communicator", py_open_communicator, METH_VARARGS, open_communicator_doc},

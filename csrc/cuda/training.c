@@ -5,6 +5,8 @@ enum vgg_status vgg_cuda_sgd(struct vgg_context *ctx, float *const *param, float
                              const size_t *sizes, size_t count, const struct vgg_sgd *s)
 {
     cudaStream_t stream;
+    if (vgg_cuda_capturing(ctx->device)) /* replays would change weights whose version stays */
+        return vgg_cuda_refuse_capture(ctx, "weights are updated");
     CUDA_PASS(vgg_cuda_enter(ctx, &stream));
     for (size_t first = 0; first < count; first += VGG_CUDA_SGD_TENSORS) {
         struct vgg_cuda_sgd_list list = {.count = 0};

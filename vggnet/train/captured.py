@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import numpy.typing as npt
 
@@ -23,11 +25,12 @@ class CapturedPass:
         The input, of each replay again.
     seed : int
         Of dropout.
+    layers : collection of str
+        Those that learn.
     """
 
-    def __init__(self, replica: Replica, x: _C.Tensor, seed: int) -> None:
+    def __init__(self, replica: Replica, x: _C.Tensor, seed: int, layers: Collection[str]) -> None:
         model, grads = replica.model, replica.grads
-        layers = {name.partition(".")[0] for name in grads}
         self._rows = _C.tensor(np.zeros(x.shape[0], dtype=np.int64), device=model.device)
         rng = Rng(seed, self._rows)
         self._forward = cuda.Graph(lambda: model.run(x, training=True, rng=rng), model.device)

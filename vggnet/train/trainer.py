@@ -322,6 +322,7 @@ class Trainer:
             self.state = State(**run["state"])
             self.history = History([Row(**row) for row in run["rows"]], run["stopped_by"])
             self.micro = run["micro_batch"]
+            self._check_cuda_graph()
         if not resume or self.world.rank > 0:
             return
         if found is None:
@@ -620,7 +621,7 @@ class Trainer:
         if x.shape[0] < self._whole(replica):
             self.captured.pop(replica.number, None)
         elif replica.number not in self.captured:
-            self.captured[replica.number] = CapturedPass(replica, x, self.recipe.seed)
+            self.captured[replica.number] = CapturedPass(replica, x, self.recipe.seed, self.layers)
         return self.captured.get(replica.number)
 
     def _descend(self, replica: Replica, names: Sequence[str]) -> None:
