@@ -82,6 +82,7 @@ calls = {
     "devices": _C.devices,
     "memory_stats": _C.memory_stats,
     "reset_peak_memory": _C.reset_peak_memory,
+    "keep_memory": lambda: (_C.keep_memory(True), _C.keep_memory(False)),
     "cpu_backend_capsule": _C.cpu_backend_capsule,
     "fma_peak": lambda: None,
     "memory_bandwidth": lambda: None,

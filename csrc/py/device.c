@@ -225,8 +225,8 @@ static PyObject *py_memory_stats(PyObject *module, PyObject *args, PyObject *kwa
 }
 
 PyDoc_STRVAR(keep_memory_doc, "keep_memory(on, /)\n--\n\n"
-                              "For vggnet.memory.kept: from the first True to the last False the CPU's memory that is\n"
-                              "given back serves the next request of as many bytes.");
+                              "Keep the CPU's memory that is given back, for vggnet.memory.kept.\n\n"
+                              "From the first True to the last False it serves the next request of as many bytes.");
 
 static PyObject *py_keep_memory(PyObject *module, PyObject *on)
 {
