@@ -30,6 +30,12 @@ static const bool keeps = false;
 static const bool keeps = true;
 #endif
 
+/* Worth keeping, and whole huge pages. Asked without a lock: nearly all blocks are smaller. */
+static bool of_huge_pages(size_t bytes)
+{
+    return bytes >= 2 * HUGE_PAGE;
+}
+
 /* The places for blocks of a size: *count from the one that is returned. */
 static struct kept *places(size_t bytes, unsigned *count)
 {
@@ -66,10 +72,12 @@ static void *take_kept(size_t bytes)
 /* Whether the block was kept. */
 static bool keep(void *data, size_t bytes)
 {
+    if (!keeps || !of_huge_pages(bytes))
+        return false;
     unsigned count, vacant = 0;
     struct kept *place = places(bytes, &count);
     pthread_mutex_lock(&kept_lock);
-    bool wanted = keeps && bytes >= 2 * HUGE_PAGE && (bytes <= SMALL || keepers > 0);
+    bool wanted = bytes <= SMALL || keepers > 0;
     if (wanted) {
         while (vacant < count && place[vacant].data != NULL)
             vacant++;
@@ -111,7 +119,7 @@ static bool told_to_fail(void)
 static void *take_new(size_t bytes)
 {
     /* aligned_alloc wants a multiple of the alignment; 0 bytes still get an address of their own. */
-    bool large = bytes >= 2 * HUGE_PAGE;
+    bool large = of_huge_pages(bytes);
     void *data = aligned_alloc(large ? HUGE_PAGE : 64, vgg_align64(vgg_max_size(bytes, 1)));
 #ifdef MADV_HUGEPAGE
     /* Winograd's streams, 4 KiB pages each, would miss the TLB; where it is refused, nothing is lost. */
@@ -125,7 +133,7 @@ void *vgg_allocate(size_t bytes)
 {
     if (bytes > PTRDIFF_MAX - 64 || told_to_fail())
         return NULL;
-    void *data = bytes >= 2 * HUGE_PAGE ? take_kept(bytes) : NULL;
+    void *data = of_huge_pages(bytes) ? take_kept(bytes) : NULL;
     if (data == NULL && (data = take_new(bytes)) == NULL) {
         give_back_all();
         data = take_new(bytes);
