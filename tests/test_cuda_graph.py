@@ -12,6 +12,7 @@ from vggnet import DeviceError, cuda, ops
 
 import emulator
 from helpers import ENVIRONMENT
+from launcher import NARROW
 from test_cuda_faults import fails_cleanly, in_use
 from test_train import SMALL, assert_equal_weights, fit, net, patterns, same_rows
 
@@ -183,13 +184,11 @@ def test_where_it_can_not_be_had():
         fit(model, patterns(8), recipe=recipe, cuda_graph=True)
 
 
-PROGRAM = """
+PROGRAM = (
+    NARROW
+    + """
 import dataclasses
-from vggnet import configs, parallel
-for name, text in configs.CONFIGS.items():
-    for wide, few in (("64", "4"), ("128", "4"), ("256", "4"), ("512", "4")):
-        text = text.replace(wide, few)
-    configs.CONFIGS[name] = text
+from vggnet import parallel
 from test_cuda_graph import TWO_BATCHES
 from test_train import assert_equal_weights, fit, net, patterns, same_rows
 parallel.replicas.plan_buckets = lambda p, layers: parallel.plan_buckets(p, layers, 1000)
@@ -205,6 +204,7 @@ def trained(captured):
 same_rows(rows, own_rows)
 assert_equal_weights(plain, ours)
 """
+)
 
 
 @needs_emulator

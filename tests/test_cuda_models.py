@@ -10,6 +10,7 @@ import vggnet as vgg
 from vggnet import ops
 
 from helpers import ENVIRONMENT
+from launcher import NARROW
 
 needs_cuda = pytest.mark.skipif(not vgg.cuda.is_available(), reason=f"{vgg.cuda.why_not()}")
 TF32 = 2.0**-10  # of the sum of the terms' sizes: two factors of 11 bits each
@@ -81,16 +82,13 @@ def test_tf32_of_models():
     np.testing.assert_allclose(maps[1], maps[0], rtol=0, atol=1e-2 * np.abs(maps[0]).max())
 
 
-OUT_OF_MEMORY = """
+OUT_OF_MEMORY = (
+    NARROW
+    + """
 import re
 import numpy as np
 import vggnet as vgg
-from vggnet import configs
 from vggnet.train.memory import micro_batch
-for name, text in configs.CONFIGS.items():
-    for wide, few in (("64", "2"), ("128", "3"), ("256", "4"), ("512", "5")):
-        text = text.replace(wide, few)
-    configs.CONFIGS[name] = text
 net = vgg.VGG("A", num_classes=3, input_size=32, fc_width=8, init="he", device="cuda")
 for training in (False, True):
     try:
@@ -118,6 +116,7 @@ for training in (False, True):
     assert vgg.cuda.memory_stats()["current"] == sum(p.nbytes for p in net.parameters.values())
 assert 1 <= micro_batch(net, 256, [layer.name for layer in net.layers if layer.parameter_shapes]) < 256
 """
+)
 
 
 @pytest.mark.skipif(
