@@ -247,7 +247,6 @@ enum vgg_status vgg_euclidean_loss_check(struct vgg_euclidean *s, const struct v
  *            x[2i] = r cos a,   x[2i + 1] = r sin a
  *            ln, cos and sin are the polynomials of ops/random.c in float32, every operation rounded, in its order.
  */
-enum vgg_status vgg_random_check(const char *op, size_t count, float scale, struct vgg_error *error);
 struct vgg_dropout {
     size_t n, c;
     float p;
@@ -257,6 +256,7 @@ struct vgg_dropout {
 };
 enum vgg_status vgg_dropout_check(struct vgg_dropout *s, const struct vgg_array *x, const struct vgg_array *rows,
                                   struct vgg_error *error); /* p, seed, purpose are filled by the caller */
+enum vgg_status vgg_random_check(const char *op, size_t count, float scale, struct vgg_error *error);
 
 /* ------------------------------------------------------------------------------------------------ SGD
  *
